@@ -1,0 +1,1 @@
+"""Formats and columns, packing, loading, and the synthetic generators."""

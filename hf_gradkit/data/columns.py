@@ -1,0 +1,205 @@
+"""Columns that travel with each example - its number, weight, group, id - from the raw rows to the batch.
+
+TRL and transformers drop columns that the model does not take, in the data set and again in the collator, and packing
+drops all but the tokens. Here they are attached before the parent prepares the data, kept beside the tokens, and put
+into the batch under one key, `INFO`, which the trainer takes out again: the model never sees it.
+"""
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+
+from .._text import did_you_mean, listing
+
+INDEX = "example_index"  # number of the row in the data set that the user gave
+ITEM = "example_item"  # number of the row that the sampler draws; packed rows hold several examples
+INFO = "example_info"  # key of the batch that holds an `ExampleInfo`
+
+
+@dataclass(frozen=True)
+class ExampleColumns:
+    """The data set's columns that accompany an example, each None when there is none.
+
+    Args:
+        weight: numbers >= 0 that multiply the example's loss.
+        group: names, for figures of each group.
+        example_id: ids for the example log; the row number when None.
+    """
+
+    weight: str | None = None
+    group: str | None = None
+    example_id: str | None = None
+
+    @property
+    def of_user(self) -> list[str]:
+        """The user's columns that are set."""
+        return [name for name in (self.weight, self.group, self.example_id) if name is not None]
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that accompany an example, ours and the user's."""
+        return list(dict.fromkeys([INDEX, ITEM, *self.of_user]))
+
+    def attach(self, dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """Check the user's columns and number the rows.
+
+        Raises:
+            ValueError: if a column is missing (the message names those there are), a name of ours is taken, or a
+                weight is negative, not finite or not a number (the message names the row).
+        """
+        present = column_names(dataset)
+        for role, name in (("weight", self.weight), ("group", self.group), ("example_id", self.example_id)):
+            if name is not None and name not in present:
+                raise ValueError(
+                    f"`{role}_column` is {name!r}, but the training data has no such column."
+                    f"{did_you_mean(name, present)} Its columns: {listing(present)}."
+                )
+        for name in (INDEX, ITEM):
+            if name in present:
+                raise ValueError(
+                    f"The training data has a column {name!r}, a name that hf_gradkit uses for itself. Rename the "
+                    "column."
+                )
+        if isinstance(dataset, IterableDataset):
+            return dataset.map(_number_row, with_indices=True)  # weights of a stream are checked as they come
+        if self.weight is not None:
+            check_weights(dataset.with_format(None)[self.weight], self.weight)
+        numbers_of_rows = np.arange(len(dataset), dtype=np.int64)
+        return dataset.add_column(INDEX, numbers_of_rows).add_column(ITEM, numbers_of_rows)
+
+
+def _number_row(row: dict[str, Any], index: int) -> dict[str, int]:
+    return {INDEX: index, ITEM: index}
+
+
+def column_names(dataset: Any) -> list[str]:
+    """Return the columns of a data set; a stream that does not know them is asked for its first row."""
+    if getattr(dataset, "column_names", None) is not None:
+        return list(dataset.column_names)
+    return list(next(iter(dataset)))
+
+
+def check_weights(weights: Any, column: str, first_row: int = 0) -> None:
+    """Raise `ValueError`, with the row, for a weight that is negative, not finite or not a number."""
+    for row, weight in enumerate(weights, start=first_row):
+        check_weight(weight, column, row)
+
+
+def check_weight(weight: Any, column: str, row: int) -> None:
+    """Raise `ValueError` unless `weight` is a finite number >= 0."""
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        problem = "is not a number"
+    elif not math.isfinite(weight):
+        problem = "is not finite"
+    elif weight < 0:
+        problem = "is negative"
+    else:
+        return
+    raise ValueError(
+        f"Row {row} has {weight!r} in `weight_column` {column!r}, which {problem}. Weights must be finite numbers of "
+        "at least 0; 0 drops the example's gradient."
+    )
+
+
+@dataclass
+class ExampleInfo:
+    """What a batch's examples carry besides their tokens, n examples in the batch's order.
+
+    Attributes:
+        index: row numbers in the user's data set; -1 where unknown. (n,) int64
+        item: numbers of the rows that the sampler drew; -1 where unknown. (n,) int64
+        weight: the data's own weights, 1 without a weight column. (n,) float64
+        group: group names, or None without a group column. n strings
+        example_id: ids, or None without an id column. n strings or integers
+        segments: for a flattened batch, the example that each token belongs to, -1 for padding; None when each row
+            of the batch is one example. (tokens,) int64
+        multipliers: what the weighting method gave, when that was computed ahead (scope "step"). (n,) float64
+    """
+
+    index: torch.Tensor
+    item: torch.Tensor
+    weight: torch.Tensor
+    group: list[str] | None = None
+    example_id: list | None = None
+    segments: torch.Tensor | None = None
+    multipliers: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class ExampleCollator:
+    """A data collator that adds an [`ExampleInfo`] to what another collator makes.
+
+    Args:
+        collator: makes the batch, from features without the accompanying columns.
+        columns: the columns that accompany an example.
+        training: False leaves the batch without `INFO`: evaluation is never weighted.
+    """
+
+    def __init__(self, collator: Any, columns: ExampleColumns, training: bool):
+        self.collator = collator
+        self.columns = columns
+        self.training = training
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        names = set(self.columns.names)
+        batch = self.collator([{k: v for k, v in feature.items() if k not in names} for feature in features])
+        if self.training:
+            batch[INFO] = self._info(features, batch)
+        return batch
+
+    def _info(self, features: list[dict[str, Any]], batch: Any) -> ExampleInfo:
+        columns = self.columns
+        packed = "seq_lengths" in features[0]
+
+        def values(name: str) -> list:
+            per_row = [feature[name] for feature in features]
+            return [value for row in per_row for value in row] if packed else per_row
+
+        numbered = INDEX in features[0]
+        index = torch.tensor(values(INDEX)) if numbered else None
+        segments = _segments(features, batch, packed)
+        n = len(index) if numbered else len(features)
+        item = torch.tensor([feature[ITEM] for feature in features]) if numbered else None
+        if numbered and packed:
+            item = item.repeat_interleave(torch.tensor([len(feature["seq_lengths"]) for feature in features]))
+        for name in columns.of_user:
+            if name not in features[0]:
+                raise ValueError(
+                    f"The column {name!r} did not survive the preparation of the training data. Columns that are "
+                    f"left: {listing(features[0])}."
+                )
+        weights = values(columns.weight) if columns.weight else [1.0] * n
+        if columns.weight:
+            for row, weight in zip(index.tolist() if numbered else range(n), weights, strict=True):
+                check_weight(weight, columns.weight, row)
+        return ExampleInfo(
+            index=index if numbered else torch.full((n,), -1),
+            item=item if numbered else torch.full((n,), -1),
+            weight=torch.tensor(weights, dtype=torch.float64),
+            group=[str(value) for value in values(columns.group)] if columns.group else None,
+            example_id=values(columns.example_id) if columns.example_id else None,
+            segments=segments,
+        )
+
+
+def _segments(features: list[dict[str, Any]], batch: Any, packed: bool) -> torch.Tensor | None:
+    """Return which example each token of a flattened batch belongs to, or None if a row is an example."""
+    rows, *rest = next(v.shape for v in batch.values() if isinstance(v, torch.Tensor) and v.dim() > 0)
+    if rows == len(features) and not packed:
+        return None
+    if rows != 1 or "input_ids" not in features[0]:
+        raise ValueError(
+            f"The data collator made {rows} rows of {len(features)} examples, so the loss cannot be told apart by "
+            "example. Use a collator that keeps one row an example, or TRL's padding-free one."
+        )
+    lengths = [n for f in features for n in f["seq_lengths"]] if packed else [len(f["input_ids"]) for f in features]
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    padding = batch["input_ids"].shape[1] - len(segments)
+    return torch.cat([segments, segments.new_full((padding,), -1)])

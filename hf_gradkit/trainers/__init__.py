@@ -1,0 +1,1 @@
+"""Trainers and their configurations: thin glue over transformers' and TRL's, nothing else."""

@@ -1,0 +1,22 @@
+"""The trainers' configurations: the parents' fields and ours."""
+
+from dataclasses import dataclass
+
+import transformers
+import trl
+
+from .options import ExampleArguments
+
+
+@dataclass
+class TrainingArguments(ExampleArguments, transformers.TrainingArguments):
+    __doc__ = f"""Arguments of [`hf_gradkit.Trainer`]: those of [`transformers.TrainingArguments`] and
+
+    {ExampleArguments.__doc__}"""
+
+
+@dataclass
+class SFTConfig(ExampleArguments, trl.SFTConfig):
+    __doc__ = f"""Arguments of [`hf_gradkit.SFTTrainer`]: those of [`trl.SFTConfig`] and
+
+    {ExampleArguments.__doc__}"""

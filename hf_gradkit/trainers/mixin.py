@@ -1,0 +1,302 @@
+"""What the trainers share: example columns, weights, logs and state around a parent's training step."""
+
+import logging
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from ..data.columns import INFO, ExampleCollator, ExampleInfo
+from ..reporting.example_log import ExampleLog
+from ..reporting.run_info import write_run_info
+from .options import ExampleOptions
+from .weigher import ExampleWeigher
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "example_weighting.pt"
+# Backends on which weights, columns and state are tested; the others raise until they are.
+TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+
+class ExampleWeightingMixin:
+    """Goes before a `transformers.Trainer` subclass. With every option off, the parent runs as if alone.
+
+    A subclass overrides `compute_loss`, where it calls `_weigh`, and states `_example_losses` for scope "step".
+    """
+
+    _weigher: ExampleWeigher | None = None
+
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *positional,
+        **keywords,
+    ):
+        self._options = ExampleOptions.of(args)
+        check_processes(args)
+        if train_dataset is not None:
+            check_not_empty(train_dataset)
+        if self._options.active and train_dataset is not None:
+            train_dataset = self._attach_columns(train_dataset, args)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords)
+        if self._options.active:
+            self._check_combination()
+            check_labels(self.train_dataset)
+            self._weigher = ExampleWeigher(
+                self._options.method,
+                self._options.comparison,
+                self.accelerator,
+                ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None,
+            )
+            self._step_totals: dict[str, Tensor] = {}
+
+    def _attach_columns(self, dataset: Any, args: Any) -> Any:
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            if self._options.columns.of_user or self._options.log:
+                raise ValueError(
+                    f"The training data is a {type(dataset).__name__}. Example columns and the example log need a "
+                    "`datasets.Dataset` or `datasets.IterableDataset`: convert it, or leave the columns out."
+                )
+            return dataset
+        if isinstance(dataset, IterableDataset) and args.dataloader_num_workers > 1:
+            raise ValueError(
+                f"`dataloader_num_workers` is {args.dataloader_num_workers}, but the rows of a streamed data set can "
+                "be numbered by one worker only. Set it to 0 or 1 together with example weighting or columns."
+            )
+        return self._options.columns.attach(dataset)
+
+    def _check_combination(self) -> None:
+        """Refuse what is not tested together with example weighting, before anything trains."""
+        backend = self.accelerator.distributed_type
+        if backend not in TESTED_BACKENDS:
+            raise ValueError(
+                f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run there. "
+                "Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave out the "
+                "example columns."
+            )
+        if getattr(self.accelerator, "parallelism_config", None) is not None:
+            raise ValueError(
+                "Tensor, context and sequence parallelism split examples over ranks, which example weighting does not "
+                "follow. Leave out the parallelism configuration, or set weighting='none' and leave out the columns."
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, which `nn.DataParallel` would split the batch "
+                "over. Start one process a GPU: gradkit ... --accelerate_config multi_gpu, or accelerate launch."
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "`compute_loss_func` returns one number for the batch, so examples cannot be weighted. Leave it out; "
+                "`hf_gradkit.Trainer` takes `per_example_loss(outputs, inputs)` instead."
+            )
+
+    # ---- data: columns reach the batch ------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        unset = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if unset and self._options.active:
+            self._signature_columns = [*self._signature_columns, *self._options.columns.names]
+
+    def _get_dataloader(self, dataset, description, batch_size, *positional, is_training=False, **keywords):
+        collator = self.data_collator
+        if self._options.active:
+            self.data_collator = ExampleCollator(collator, self._options.columns, training=is_training)
+        try:
+            return super()._get_dataloader(
+                dataset, description, batch_size, *positional, is_training=is_training, **keywords
+            )
+        finally:
+            self.data_collator = collator
+
+    # ---- the run ----------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self._weigher is not None:
+            self._weigher.start(max_steps, self._load_weighting_state(resume_from_checkpoint))
+        return prepared
+
+    def _load_weighting_state(self, checkpoint: str | None) -> dict[str, Any] | None:
+        if checkpoint is None:
+            return None
+        path = Path(checkpoint) / STATE_FILE
+        if not path.exists():
+            logger.warning(
+                f"{checkpoint} holds no {STATE_FILE}: it was written without example weighting or columns. The "
+                "running window, its average and the example log start anew."
+            )
+            return None
+        return torch.load(path, weights_only=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._weigher is not None:
+            state = self._weigher.state_dict()  # on all ranks: each writes its part of the example log
+            if self.args.should_save:
+                path = Path(output_dir) / STATE_FILE
+                torch.save(state, path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), path)
+
+    def _run_epoch(self, model, epoch, **keywords):
+        if self._weigher is not None:
+            self._weigher.begin_epoch(epoch)
+        return super()._run_epoch(model=model, epoch=epoch, **keywords)
+
+    def train(self, *positional, **keywords):
+        if self._weigher is None:
+            return super().train(*positional, **keywords)
+        if self.args.should_save:
+            write_run_info(self)
+        try:
+            return super().train(*positional, **keywords)
+        finally:
+            self._weigher.flush_log()
+            if self.args.should_save:
+                self.save_state()
+
+    def log(self, logs: dict[str, float], *positional, **keywords) -> None:
+        # Evaluation logs have prefixed keys and no training figures in them.
+        if self._weigher is not None and any(key in logs for key in ("loss", "train_loss")):
+            logs.update(self._weigher.metrics.flush())
+        super().log(logs, *positional, **keywords)
+
+    # ---- one optimizer step -----------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._weigher is not None and batches:
+            self._weigher.metrics.end_step()
+            self._step_totals = self._count(batches)
+            if self._options.comparison.scope == "step" and self._options.method is not None:
+                self._weigh_step(batches)
+        return batches, num_items_in_batch
+
+    def _count(self, batches: list[Any]) -> dict[str, Tensor]:
+        """Count what the loss of a whole optimizer step may be divided by, over the ranks that the parent counts."""
+        examples = weighted_examples = weighted_tokens = 0.0
+        for batch in batches:
+            info = batch[INFO]
+            tokens = self._label_tokens(batch, info).cpu()
+            weight = info.weight[: len(tokens)]
+            examples += float((tokens > 0).sum())
+            weighted_examples += float(weight[tokens > 0].sum())
+            weighted_tokens += float((weight * tokens).sum())
+        totals = torch.tensor([examples, weighted_examples, weighted_tokens], device=self.args.device)
+        if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+            totals = self.accelerator.gather(totals[None]).sum(0)
+        return dict(zip(("examples", "weighted_examples", "weighted_tokens"), totals.clamp(min=1e-12), strict=True))
+
+    def _weigh_step(self, batches: list[Any]) -> None:
+        """Compute the multipliers of a whole optimizer step ahead, by a forward without gradient (scope "step")."""
+        step = self.state.global_step
+        if step < self._weigher.warmup_steps:
+            return
+        model = self.model_wrapped
+        model.train()  # the same dropout as in the training forward, whose random state is kept for it
+        device = self.args.device
+        sums, tokens = [], []
+        with (
+            torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type),
+            torch.no_grad(),
+            self.compute_loss_context_manager(),
+        ):
+            for batch in batches:
+                inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != INFO})
+                of_batch = self._example_losses(model, inputs, batch[INFO])
+                sums.append(of_batch[0])
+                tokens.append(of_batch[1])
+        multipliers = self._weigher.weigh_step(torch.cat(sums), torch.cat(tokens), step)
+        for batch, part in zip(batches, multipliers.split([len(s) for s in sums]), strict=True):
+            batch[INFO].multipliers = part
+
+    @abstractmethod
+    def _example_losses(self, model: Any, inputs: dict[str, Any], info: ExampleInfo) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy and the label tokens of each example. Both (n,)"""
+
+    @abstractmethod
+    def _label_tokens(self, batch: Any, info: ExampleInfo) -> Tensor:
+        """Count the label tokens of each example of a batch, before any forward. (n,)"""
+
+    def _weigh(self, sums: Tensor, tokens: Tensor, info: ExampleInfo, num_items_in_batch: Any) -> Tensor:
+        """Return what each example's summed loss is multiplied by, before the parent divides by its token count.
+
+        In token mode u_i, in sequence mode u_i N / (T_i N_seq), u being method times column weight; with
+        `normalize_weight_column` the counts are weighted ones.
+
+        Args:
+            sums: summed token cross-entropy of each example. (n,)
+            tokens: label tokens of each example. (n,)
+            num_items_in_batch: what the parent divides by, or None where it takes the micro-batch's mean.
+
+        Returns:
+            Multipliers on the device of `sums`. (n,)
+        """
+        u = self._weigher.weigh(sums, tokens, info, self.state.global_step).to(sums.device, sums.dtype)
+        sequence = self._options.comparison.normalization == "sequence"
+        if not sequence and not self._options.normalize_weights:
+            return u
+        weight = info.weight.to(u)
+        if num_items_in_batch is None:  # the parent divides by this micro-batch's own count
+            divisor = tokens.sum().clamp(min=1)
+            totals = {
+                "examples": (tokens > 0).sum(),
+                "weighted_examples": weight[tokens > 0].sum(),
+                "weighted_tokens": (weight * tokens).sum(),
+            }
+        else:
+            divisor, totals = torch.as_tensor(num_items_in_batch, device=u.device), self._step_totals
+        kind = ("weighted_" if self._options.normalize_weights else "") + ("examples" if sequence else "tokens")
+        u = u * (divisor / totals[kind].clamp(min=1e-12)).to(u)
+        return u / tokens.clamp(min=1) if sequence else u
+
+
+def check_processes(args: Any) -> None:
+    """Refuse to train one replica a process where several processes were started to train together."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if args is not None and world > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{world} processes were started, but this one would train alone, and each of them its own model. On a "
+            "machine without an accelerator set `use_cpu=True` (--use_cpu true), so that they train together."
+        )
+
+
+def check_not_empty(dataset: Any) -> None:
+    """Raise `ValueError` for a training set without a row."""
+    if isinstance(dataset, IterableDataset):
+        empty = next(iter(dataset), None) is None
+    else:
+        empty = hasattr(dataset, "__len__") and len(dataset) == 0
+    if empty:
+        raise ValueError("The training data has no rows. Check the file, the split and any filter before it.")
+
+
+def check_labels(dataset: Any) -> None:
+    """Raise `ValueError` for a prepared training set in which no example has a label token."""
+    if not isinstance(dataset, Dataset):
+        return
+    if len(dataset) == 0:
+        raise ValueError(
+            "No example of the training data has a token to train on: preparation dropped them all. Check that "
+            "`max_length` leaves room for the completion after the prompt."
+        )
+    if "labels" not in dataset.column_names:
+        return
+    for labels in dataset.with_format(None).select_columns("labels"):
+        labels = labels["labels"]
+        if not isinstance(labels, list) or any(label != -100 for label in labels[1:]):
+            return
+    raise ValueError(
+        "Every example of the training data is masked: no token has a label other than -100. Check the completions, "
+        "the chat template's assistant markers (`assistant_only_loss`) and `max_length`."
+    )

@@ -1,0 +1,58 @@
+"""Weighting methods: losses in, one multiplier an example out. One method, one file; no trainer needed."""
+
+from torch import Tensor
+
+from .base import LossRecord, LossWeighting
+from .extremes import Extremes
+from .linupper import LinUpper
+from .quadratic import Quadratic
+from .registry import METHODS, build_method, find_method
+from .uniform import Uniform
+
+__all__ = [
+    "METHODS",
+    "Extremes",
+    "LinUpper",
+    "LossRecord",
+    "LossWeighting",
+    "Quadratic",
+    "Uniform",
+    "build_method",
+    "find_method",
+    "loss_weights",
+]
+
+
+def loss_weights(
+    losses: Tensor,
+    strategy: str,
+    temperature: float = 1.0,
+    low_quantile: float = 0.0,
+    high_quantile: float = 1.0,
+    max_weight: float | None = None,
+) -> Tensor:
+    """Return the multipliers of examples that are compared with each other (arXiv 2502.06733).
+
+    >>> import torch
+    >>> loss_weights(torch.tensor([0.0, 1.0, 2.0]), "linupper")
+    tensor([0.4661, 1.2670, 1.2670])
+
+    Args:
+        losses: mean token cross-entropy of each example, in nats. (n,)
+        strategy: `"linupper"`, `"quadratic"`, `"extremes"`, or `"none"` for ones.
+        temperature, low_quantile, high_quantile, max_weight: see [`LossWeighting`].
+
+    Returns:
+        Detached multipliers with mean 1. (n,)
+
+    Raises:
+        ValueError: for an unknown strategy, an option out of its domain, or losses that are not finite.
+    """
+    options = {
+        "temperature": temperature,
+        "low_quantile": low_quantile,
+        "high_quantile": high_quantile,
+        "max_weight": max_weight,
+    }
+    LinUpper(**options)  # the options are checked for every strategy, "none" included
+    return build_method(strategy, {} if strategy == "none" else options)(LossRecord(losses))
