@@ -191,7 +191,7 @@ class ExampleCollator:
 
 def _segments(features: list[dict[str, Any]], batch: Any, packed: bool) -> torch.Tensor | None:
     """Return which example each token of a flattened batch belongs to, or None if a row is an example."""
-    rows, *rest = next(v.shape for v in batch.values() if isinstance(v, torch.Tensor) and v.dim() > 0)
+    rows = next(len(v) for v in batch.values() if isinstance(v, torch.Tensor) and v.dim() > 0)
     if rows == len(features) and not packed:
         return None
     if rows != 1 or "input_ids" not in features[0]:

@@ -80,9 +80,9 @@ class ExampleWeightingMixin:
         backend = self.accelerator.distributed_type
         if backend not in TESTED_BACKENDS:
             raise ValueError(
-                f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run there. "
-                "Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave out the "
-                "example columns."
+                f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run "
+                "there. Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave "
+                "out the example columns."
             )
         if getattr(self.accelerator, "parallelism_config", None) is not None:
             raise ValueError(

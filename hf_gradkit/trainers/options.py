@@ -33,8 +33,8 @@ class ExampleArguments:
     weighting: str = field(
         default="none",
         metadata={
-            "help": "How losses become weights: 'none', 'linupper', 'quadratic', 'extremes', or 'package.module:Class' "
-            "for a method of your own."
+            "help": "How losses become weights: 'none', 'linupper', 'quadratic', 'extremes', or "
+            "'package.module:Class' for a method of your own."
         },
     )
     weighting_kwargs: dict | str | None = field(

@@ -4,14 +4,13 @@ import copy
 from typing import Any
 
 import torch
-import transformers
 import trl
 from torch import Tensor
 
 from .. import _compat
 from ..data.columns import INFO, ExampleInfo
 from ..data.packing import pack_with_columns
-from .config import SFTConfig
+from .config import SFTConfig, TrainingArguments
 from .mixin import ExampleWeightingMixin
 from .per_example import label_tokens, position_segments, spread_to_positions, sum_by_example
 
@@ -46,9 +45,8 @@ class SFTTrainer(ExampleWeightingMixin, trl.SFTTrainer):
     _tag_names = trl.SFTTrainer._tag_names  # ["trl", "sft"]
 
     def __init__(self, model, args=None, *positional, **keywords):
-        if isinstance(args, transformers.TrainingArguments) and not isinstance(args, trl.SFTConfig):
-            if hasattr(args, "weighting"):  # ours for plain transformers: TRL would not know its fields
-                args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
+        if isinstance(args, TrainingArguments):  # ours for plain transformers: TRL would not know its fields
+            args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
         super().__init__(model, args, *positional, **keywords)
 
     def _check_combination(self) -> None:
@@ -133,5 +131,5 @@ def _by_example(log_probs: Tensor, mask: Tensor, info: ExampleInfo) -> tuple[Ten
             "learning. Use packing=False and padding_free=False together with example weighting or columns."
         )
     n = len(info)
-    sums = -sum_by_example(log_probs.detach().float(), segments, n)
-    return sums, sum_by_example(mask.long(), segments, n), segments
+    losses = -log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32))
+    return sum_by_example(losses, segments, n), sum_by_example(mask.long(), segments, n), segments

@@ -7,17 +7,21 @@ from .extremes import Extremes
 from .linupper import LinUpper
 from .quadratic import Quadratic
 from .registry import METHODS, build_method, find_method
+from .scope import Comparison, RunningWindow, build_weighting
 from .uniform import Uniform
 
 __all__ = [
     "METHODS",
+    "Comparison",
     "Extremes",
     "LinUpper",
     "LossRecord",
     "LossWeighting",
     "Quadratic",
+    "RunningWindow",
     "Uniform",
     "build_method",
+    "build_weighting",
     "find_method",
     "loss_weights",
 ]

@@ -1,8 +1,8 @@
 """What every loss-based weighting method shares: scaling, softmax and the cap.
 
 Letters: `l` losses (n,), `h` scaled losses in [-1, 1] (n,), `r` temperature, `u` multipliers (n,) with mean 1.
-The maths is that of "Dynamic Loss-Based Sample Reweighting for Improved LLM Pretraining" (arXiv 2502.06733, section 4);
-quantile scaling and the cap are ours.
+The maths is that of "Dynamic Loss-Based Sample Reweighting for Improved LLM Pretraining" (arXiv 2502.06733); quantile
+scaling and the cap are ours.
 """
 
 from abc import ABC, abstractmethod
@@ -113,7 +113,7 @@ def scale(losses: Tensor, low_quantile: float = 0.0, high_quantile: float = 1.0)
     if low_quantile == 0.0 and high_quantile == 1.0:
         low, high = losses.min(), losses.max()
     else:
-        low, high = torch.quantile(losses, torch.tensor([low_quantile, high_quantile]).to(losses))
+        low, high = torch.quantile(losses, losses.new_tensor([low_quantile, high_quantile]))
     spread = (high - low).clamp(min=SMALLEST_SPREAD)
     return ((2 * losses - high - low) / spread).clamp(-1, 1)
 

@@ -9,7 +9,7 @@ from .base import LossWeighting
 
 @dataclass(frozen=True)
 class Extremes(LossWeighting):
-    """f(h) = |h| (arXiv 2502.06733, section 4): the contrary of [`Quadratic`].
+    """f(h) = |h| (arXiv 2502.06733): the contrary of [`Quadratic`].
 
     See [`LossWeighting`] for the options.
     """

@@ -43,8 +43,8 @@ def _import_method(path: str) -> type:
         method = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"The weighting method {path!r} could not be imported: {error}. Write 'package.module:Class' and make sure "
-            "that the module is on the Python path of every process."
+            f"The weighting method {path!r} could not be imported: {error}. Write 'package.module:Class' and make "
+            "sure that the module is on the Python path of every process."
         ) from error
     if not (dataclasses.is_dataclass(method) and hasattr(method, "record_type")):
         raise ValueError(

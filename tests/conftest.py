@@ -1,0 +1,24 @@
+"""Fixtures: real models and tokenizers, small; no test reaches the network."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import datasets
+import pytest
+from helpers import make_rows
+
+from hf_gradkit.data.tiny import train_tokenizer
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A tokenizer of 300 tokens, trained on the rows that the tests train on."""
+    return train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
