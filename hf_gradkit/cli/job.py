@@ -1,0 +1,198 @@
+"""What every training job does around its trainer: arguments, data, checkpoint, the last words."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trl
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.loading import load_mixture, load_split, map_columns
+from .arguments import parse_job
+from .errors import USER_ERRORS, report
+
+
+@dataclass
+class ScriptArguments(trl.ScriptArguments):
+    """TRL's arguments about the data, and
+
+    Args:
+        column_mapping (`dict`, *optional*): renames columns of the data, existing name to new name.
+        eval_dataset_name (`str`, *optional*): evaluate on this file or data set instead of the test split of
+            `dataset_name`.
+    """
+
+    column_mapping: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Renames columns of the data: existing name to new name, as a mapping or JSON, such as "
+            '\'{"question": "prompt", "answer": "completion"}\'.'
+        },
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "File or data set to evaluate on, instead of the test split of `dataset_name`."},
+    )
+
+    def __post_init__(self):
+        mapping = self.column_mapping
+        if isinstance(mapping, str):
+            try:
+                mapping = json.loads(mapping)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"`column_mapping` is {mapping!r}, which is not JSON: {error}.") from error
+        if mapping is not None and not (
+            isinstance(mapping, dict) and all(isinstance(name, str) for pair in mapping.items() for name in pair)
+        ):
+            raise ValueError(
+                f"`column_mapping` must map existing names to new names, but it is {mapping!r}. Write for example "
+                '{"question": "prompt", "answer": "completion"}.'
+            )
+        self.column_mapping = mapping
+
+
+def run(job: str, config_class: type, build_trainer: Callable[..., Any], argv: list[str] | None) -> int:
+    """Run a training job from its arguments to its last words, and return the exit code.
+
+    Args:
+        job: its name on the command line.
+        config_class: of the trainer's arguments.
+        build_trainer: makes the trainer from the trainer's arguments, the model's arguments, the training data and
+            the evaluation data (or None).
+        argv: the arguments; those of the process when None.
+    """
+    training = False
+    try:
+        types = (ScriptArguments, config_class, trl.ModelConfig, trl.DatasetMixtureConfig)
+        script, args, model, mixture = parse_job(job, types, sys.argv[1:] if argv is None else argv)
+        _check(args, model)
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+        train, evaluation = load_data(script, args, mixture)
+        args.model_init_kwargs = model_init_kwargs(args, model)
+        trainer = build_trainer(args, model, train, evaluation)
+        training = True
+        trainer.train(resume_from_checkpoint=checkpoint)
+        _conclude(trainer, script)
+    except USER_ERRORS as error:
+        return report(error, every_rank=training)
+    return 0
+
+
+def _check(args: Any, model: Any) -> None:
+    if model.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is not set. Name a model of the Hub or a folder with one.")
+    spread = "device_map" in (args.model_init_kwargs or {})
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and args.n_gpu > 1 and not spread:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible, but only one process was started. Add --accelerate_config multi_gpu to "
+            "train on all of them, or set CUDA_VISIBLE_DEVICES=0 to train on one."
+        )
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
+    """Return the folder of the checkpoint to go on from, or None to start anew.
+
+    Args:
+        resume: a folder, or true for the last checkpoint in `output_dir`.
+        output_dir: where the run writes its checkpoints.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if resume is None or str(resume).lower() in ("false", "no", "none", ""):
+        return None
+    if str(resume).lower() not in ("true", "yes"):
+        if not Path(resume).is_dir():
+            raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but there is no such folder.")
+        return str(resume)
+    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if last is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint. Correct "
+            "`output_dir`, or leave `resume_from_checkpoint` out to start anew."
+        )
+    return last
+
+
+def load_data(script: ScriptArguments, args: Any, mixture: Any) -> tuple[Any, Any]:
+    """Return the training data and, if the run evaluates, the evaluation data, with columns renamed.
+
+    Raises:
+        ValueError: if the arguments name no data or contradict each other, or a file, split or column is missing.
+    """
+    evaluates = args.eval_strategy != "no"
+    if mixture.datasets and script.dataset_name:
+        raise ValueError(
+            f"Both `datasets` and `dataset_name` ({script.dataset_name!r}) are set. Keep one of them: `datasets` for "
+            "a mixture, `dataset_name` for one data set."
+        )
+    if not mixture.datasets and not script.dataset_name:
+        raise ValueError("No data is named. Set `dataset_name` to a file or a data set of the Hub, or `datasets`.")
+    if script.eval_dataset_name and not evaluates:
+        raise ValueError(
+            f"`eval_dataset_name` is {script.eval_dataset_name!r}, but the run never evaluates. Set `eval_strategy` "
+            "to 'steps' or 'epoch', or leave it out."
+        )
+    splits = load_mixture(mixture) if mixture.datasets else None
+    train = _split_of(splits, script, script.dataset_train_split)
+    evaluation = _evaluation_data(splits, script) if evaluates else None
+    mapping = script.column_mapping or {}
+    train = map_columns(train, mapping, "the training data")
+    return train, None if evaluation is None else map_columns(evaluation, mapping, "the evaluation data")
+
+
+def _split_of(splits: dict[str, Any] | None, script: ScriptArguments, split: str) -> Any:
+    if splits is None:
+        return load_split(script.dataset_name, split, script.dataset_config, script.dataset_streaming)
+    if split not in splits:
+        raise ValueError(
+            f"The mixture in `datasets` has no split {split!r}; it has {', '.join(splits)}. Set `test_split_size` to "
+            "split off a test set."
+        )
+    return splits[split]
+
+
+def _evaluation_data(splits: dict[str, Any] | None, script: ScriptArguments) -> Any:
+    split = script.dataset_test_split
+    if script.eval_dataset_name is not None:
+        file_split = split.partition("[")[0]
+        return load_split(
+            script.eval_dataset_name, split, script.dataset_config, script.dataset_streaming, file_split=file_split
+        )
+    try:
+        return _split_of(splits, script, split)
+    except ValueError as error:
+        raise ValueError(
+            f"`eval_strategy` is set, but there is nothing to evaluate on: {error} Name the data "
+            "with `eval_dataset_name`, the split with `dataset_test_split`, or set eval_strategy 'no'."
+        ) from error
+
+
+def model_init_kwargs(args: Any, model: Any) -> dict[str, Any]:
+    """Return what the model is loaded with; `model_init_kwargs` of the trainer's arguments wins."""
+    return {
+        "revision": model.model_revision,
+        "trust_remote_code": args.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+
+
+def _conclude(trainer: Any, script: ScriptArguments) -> None:
+    """Save the model and the trainer's state, push if asked, and say where everything is."""
+    folder = trainer.args.output_dir
+    trainer.save_model(folder)
+    trainer.save_state()
+    say = trainer.accelerator.print
+    say(f"The model is in {folder}, the logs are in {Path(folder) / 'trainer_state.json'}.")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+        say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")
+    say(f"See what happened: gradkit report {shlex.quote(str(folder))}")
+    trainer.end()
