@@ -87,6 +87,7 @@ def parameter_gap(a, b) -> float:
 
 
 TIMINGS = ("runtime", "per_second")
+NOT_RESUMED = ("num_tokens",)  # TRL counts them from the start of the process
 
 
 def logs_without_timings(trainer) -> list[dict[str, float]]:

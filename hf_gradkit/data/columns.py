@@ -160,7 +160,8 @@ class ExampleCollator:
 
         def values(name: str) -> list:
             per_row = [feature[name] for feature in features]
-            return [value for row in per_row for value in row] if packed else per_row
+            flat = [value for row in per_row for value in row] if packed else per_row
+            return [value.item() if isinstance(value, torch.Tensor) else value for value in flat]
 
         numbered = INDEX in features[0]
         index = torch.tensor(values(INDEX)) if numbered else None

@@ -27,7 +27,7 @@ def write_run_info(trainer: Any) -> None:
     info = {
         "format": 1,
         "trainer": type(trainer).__name__,
-        "model": getattr(trainer.model.config, "_name_or_path", "") or trainer.model.config.model_type,
+        "model": _model_name(trainer.model),
         "weighting": args.weighting,
         "settings": settings,
         "processes": trainer.accelerator.num_processes,
@@ -38,3 +38,8 @@ def write_run_info(trainer: Any) -> None:
     temporary = folder / (FILE + ".tmp")
     temporary.write_text(json.dumps(info, indent=2, default=str) + "\n")
     os.replace(temporary, folder / FILE)
+
+
+def _model_name(model: Any) -> str:
+    config = getattr(model, "config", None)
+    return getattr(config, "_name_or_path", "") or getattr(config, "model_type", type(model).__name__)

@@ -27,7 +27,7 @@ TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedTyp
 class ExampleWeightingMixin:
     """Goes before a `transformers.Trainer` subclass. With every option off, the parent runs as if alone.
 
-    A subclass overrides `compute_loss`, where it calls `_weigh`, and states `_example_losses` for scope "step".
+    A subclass overrides `compute_loss`, where it calls `_weigh_ahead` and `_weigh`, and states `_example_losses`.
     """
 
     _weigher: ExampleWeigher | None = None
@@ -59,6 +59,7 @@ class ExampleWeightingMixin:
                 ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None,
             )
             self._step_totals: dict[str, Tensor] = {}
+            self._ahead: list[Any] = []  # the step's batches, until they are weighed ahead
 
     def _attach_columns(self, dataset: Any, args: Any) -> Any:
         if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -178,8 +179,7 @@ class ExampleWeightingMixin:
         if self._weigher is not None and batches:
             self._weigher.metrics.end_step()
             self._step_totals = self._count(batches)
-            if self._options.comparison.scope == "step" and self._options.method is not None:
-                self._weigh_step(batches)
+            self._ahead = batches if self._options.weighs_ahead else []
         return batches, num_items_in_batch
 
     def _count(self, batches: list[Any]) -> dict[str, Tensor]:
@@ -197,26 +197,28 @@ class ExampleWeightingMixin:
             totals = self.accelerator.gather(totals[None]).sum(0)
         return dict(zip(("examples", "weighted_examples", "weighted_tokens"), totals.clamp(min=1e-12), strict=True))
 
-    def _weigh_step(self, batches: list[Any]) -> None:
-        """Compute the multipliers of a whole optimizer step ahead, by a forward without gradient (scope "step")."""
-        step = self.state.global_step
-        if step < self._weigher.warmup_steps:
+    def _weigh_ahead(self, model: Any) -> None:
+        """Compute the multipliers of a whole optimizer step, by a forward without gradient (scope "step").
+
+        Runs before the step's first training forward and leaves the random state as it was, so that dropout gives
+        both the same losses; a resumed run has its random state back by then.
+        """
+        batches, self._ahead = self._ahead, []
+        if not batches or self.state.global_step < self._weigher.warmup_steps:
             return
-        model = self.model_wrapped
-        model.train()  # the same dropout as in the training forward, whose random state is kept for it
         device = self.args.device
         sums, tokens = [], []
         with (
             torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type),
             torch.no_grad(),
-            self.compute_loss_context_manager(),
         ):
             for batch in batches:
                 inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != INFO})
                 of_batch = self._example_losses(model, inputs, batch[INFO])
                 sums.append(of_batch[0])
                 tokens.append(of_batch[1])
-        multipliers = self._weigher.weigh_step(torch.cat(sums), torch.cat(tokens), step)
+        index = torch.cat([batch[INFO].index for batch in batches])
+        multipliers = self._weigher.weigh_step(torch.cat(sums), torch.cat(tokens), index)
         for batch, part in zip(batches, multipliers.split([len(s) for s in sums]), strict=True):
             batch[INFO].multipliers = part
 

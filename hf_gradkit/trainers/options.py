@@ -150,6 +150,11 @@ class ExampleOptions:
         sequence = self.comparison.normalization == "sequence"
         return self.method is not None or bool(self.columns.of_user) or self.log or sequence
 
+    @property
+    def weighs_ahead(self) -> bool:
+        """Whether weights need the losses of the whole optimizer step before its first backward."""
+        return self.method is not None and self.comparison.scope == "step"
+
     def _check_training(self, args: Any) -> None:
         """Refuse what does not go together with per-example losses."""
         refused = {

@@ -79,6 +79,7 @@ class SFTTrainer(ExampleWeightingMixin, trl.SFTTrainer):
         info = inputs.pop(INFO, None)
         if info is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._weigh_ahead(model)
         tap = _LogProbsTap(model)
         result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)

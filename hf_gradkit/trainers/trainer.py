@@ -21,6 +21,10 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
     token and sequence classification by cross-entropy. For any other model, pass `per_example_loss`, or let the model
     return a loss of shape (n,) without being given `labels`.
 
+    The loss is a mean over the whole optimizer step whatever the model. For models that take loss keywords and do not
+    use them (in transformers 5.23 the Llama classifier, for one), transformers' own trainer adds the micro-batches'
+    means up instead, so that its loss grows with `gradient_accumulation_steps`; with weighting on, ours does not.
+
     Args:
         per_example_loss (`Callable`, *optional*): `per_example_loss(outputs, inputs)` returns the differentiable loss
             of each example, (n,), in the batch's order. The loss is then their weighted mean over the optimizer step.
@@ -40,6 +44,7 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
         info = inputs.pop(INFO, None)
         if info is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._weigh_ahead(model)
         if self._has_own_loss(inputs):
             return self._own_loss(model, inputs, info, return_outputs)
 

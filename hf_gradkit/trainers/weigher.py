@@ -46,25 +46,28 @@ class ExampleWeigher:
         self._shared_codes: set[int] = set()  # codes whose names all ranks know
         self._step_ess = 1.0
         self._warned = False
-        self.start(max_steps=0, state=None)
+        self._reset()
 
     # ---- the run ----------------------------------------------------------------------------------------------
 
     def start(self, max_steps: int, state: dict[str, Any] | None) -> None:
         """Begin a run of `max_steps` optimizer steps, fresh or from a checkpoint's `state_dict`."""
-        self.metrics.reset()
+        self._reset()
         self.warmup_steps = self.comparison.warmup_steps(max_steps)
+        if state is not None:
+            self.epoch = state["epoch"]
+            self._seen = SeenItems(state["seen"])
+            self.window.load_state_dict(state["window"])
+        if self.log is not None:
+            self.log.start(state["log_part"] if state else None)
+
+    def _reset(self) -> None:
+        self.metrics.reset()
+        self.warmup_steps = 0
         self.window = RunningWindow(self.comparison.window)
         self.epoch = -1
         self._seen = SeenItems()
         self._rows_of_part = 0
-        if state is not None:
-            self.epoch = state["epoch"]
-            self._seen = SeenItems(state["seen"])
-            if "window" in state:
-                self.window.load_state_dict(state["window"])
-        if self.log is not None:
-            self.log.start(state["log_part"] if state else None)
 
     def begin_epoch(self, epoch: int) -> None:
         """Note a new pass over the data; a resumed epoch goes on where its checkpoint was."""
@@ -136,15 +139,16 @@ class ExampleWeigher:
                 self.flush_log()
         return multipliers[mine]
 
-    def weigh_step(self, sums: Tensor, tokens: Tensor, step: int) -> Tensor | None:
-        """Return what the method gives this rank's examples of a whole optimizer step, or None during the warm-up.
+    def weigh_step(self, sums: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
+        """Return what the method gives this rank's examples of a whole optimizer step. (n,)
 
         Args:
-            sums, tokens: as in `weigh`, for all micro-batches of the step one after the other. (n,)
+            sums, tokens, index: as in `weigh` and its `info`, the step's micro-batches one after the other. (n,)
+
+        Raises:
+            NonFiniteLossError: naming the examples.
         """
-        if step < self.warmup_steps:
-            return None
-        info = ExampleInfo(*(torch.full((len(sums),), -1) for _ in range(2)), torch.ones(len(sums)))
+        info = ExampleInfo(index=index, item=index, weight=torch.ones(len(index)))
         table, mine = self._gather(sums, tokens, info)
         valid = table["tokens"] > 0
         losses = table["sums"] / table["tokens"].clamp(min=1)
