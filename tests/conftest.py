@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import datasets
 import pytest
-from helpers import make_rows
 
+from helpers import make_rows
 from hf_gradkit.data.tiny import train_tokenizer
 
 datasets.disable_progress_bars()

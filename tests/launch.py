@@ -1,0 +1,138 @@
+"""Starts two real processes through `accelerate launch`, and says what they were.
+
+A launch that exits with 0 proves nothing: `--cpu --num_processes 2` and `distributed_type: MULTI_CPU` start one process
+without a word, and without `use_cpu=True` in the script two processes train two replicas. So the processes write down
+what accelerate made of them, and a test reads that.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
+REPORT = "GRADKIT_TEST_WORLD"  # environment variable with the folder that the processes report to
+
+
+@dataclass
+class Launched:
+    """A launch that ended.
+
+    Attributes:
+        returncode: of the launcher.
+        output: of all processes, stdout and stderr.
+        worlds: what each process that called `report_world` said, by rank.
+    """
+
+    returncode: int
+    output: str
+    worlds: list[dict[str, Any]] = field(default_factory=list)
+
+    def assert_world(self, distributed_type: str, num_processes: int = 2) -> None:
+        """Assert that this many processes trained together, under this backend."""
+        assert self.returncode == 0, self.output[-6000:]
+        assert [world["process_index"] for world in self.worlds] == list(range(num_processes)), self.output[-6000:]
+        for world in self.worlds:
+            assert world["num_processes"] == num_processes, world
+            assert world["distributed_type"] == distributed_type, world
+
+
+def launch(
+    target: str | Path,
+    args: tuple[str, ...] | list[str] = (),
+    config: str | None = "cpu/multi_gpu",
+    timeout: float = 180,
+    cwd: str | Path | None = None,
+    env: dict[str, str] | None = None,
+) -> Launched:
+    """Start a script (a path) or a module (a dotted name) as two processes, and wait for them.
+
+    Args:
+        target: what runs in each process.
+        args: its arguments.
+        config: a file of accelerate_configs/, by name; None starts with torchrun, without accelerate's launcher.
+        timeout: seconds after which all processes are killed.
+        cwd: folder to run in.
+        env: further environment variables.
+    """
+    port = free_port()
+    if config is None:
+        start = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    else:
+        path = CONFIGS / f"{config}.yaml"
+        start = ["accelerate.commands.launch", "--config_file", str(path), "--main_process_port", str(port)]
+    is_script = Path(target).suffix == ".py"
+    return run([sys.executable, "-m", *start, *([] if is_script else ["-m"]), str(target), *args], timeout, cwd, env)
+
+
+def run(
+    command: list[str], timeout: float = 180, cwd: str | Path | None = None, env: dict[str, str] | None = None
+) -> Launched:
+    """Run a command, and kill it with everything that it started when the time is up."""
+    with tempfile.TemporaryDirectory() as reports:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+            REPORT: reports,
+            **(env or {}),
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _kill(process.pid)
+            output, _ = process.communicate()
+            raise AssertionError(f"{command} did not end within {timeout} s. Its output:\n{output[-6000:]}") from None
+        worlds = [json.loads(path.read_text()) for path in sorted(Path(reports).glob("rank*.json"))]
+    return Launched(process.returncode, output, worlds)
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and all below it: torchrun puts each worker in a process group of its own."""
+    top = psutil.Process(pid)
+    for process in [*top.children(recursive=True), top]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def report_world() -> None:
+    """Called in a started process: write down what accelerate made of it."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    state = PartialState()
+    # DeepSpeed and FSDP are known to the accelerator's state only.
+    full = AcceleratorState() if AcceleratorState._shared_state else state
+    world = {
+        "process_index": state.process_index,
+        "num_processes": state.num_processes,
+        "distributed_type": full.distributed_type.value,
+        "backend": state.backend,
+        "device": str(state.device),
+    }
+    (Path(os.environ[REPORT]) / f"rank{state.process_index}-{os.getpid()}.json").write_text(json.dumps(world))
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

@@ -1,0 +1,80 @@
+"""Two real processes: what the launcher makes of them, and what our trainer says to replicas."""
+
+import textwrap
+
+import pytest
+
+from launch import launch
+
+pytestmark = pytest.mark.multiprocess
+
+PROBE = """
+import sys
+from accelerate import Accelerator
+from launch import report_world
+
+Accelerator(cpu=sys.argv[1] == "cpu")
+report_world()
+"""
+
+TRAIN = """
+import sys
+from hf_gradkit import SFTConfig, SFTTrainer
+from helpers import make_trainer, text_dataset, make_rows
+from hf_gradkit.data.tiny import train_tokenizer
+from launch import report_world
+
+tokenizer = train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
+trainer = make_trainer(
+    SFTTrainer, SFTConfig, tokenizer, sys.argv[1], text_dataset(8), weighting="linupper", use_cpu=sys.argv[2] == "cpu"
+)
+report_world()
+trainer.train()
+print("step", trainer.state.global_step)
+trainer.model_wrapped = trainer.model  # DDP before its process group: the other order can hang
+trainer.accelerator.free_memory()
+trainer.end()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text: str):
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def test_cpu_multi_gpu_starts_two_processes_that_are_one_world(script):
+    launched = launch(script(PROBE), ["cpu"])
+    launched.assert_world("MULTI_CPU")
+    assert {world["backend"] for world in launched.worlds} == {"gloo"}
+
+
+def test_assert_world_refuses_replicas(script):
+    launched = launch(script(PROBE), ["unset"])
+    assert launched.returncode == 0
+    assert len(launched.worlds) == 2
+    with pytest.raises(AssertionError):
+        launched.assert_world("MULTI_CPU")
+
+
+def test_sft_trainer_trains_as_one_world(script, tmp_path):
+    launched = launch(script(TRAIN), [str(tmp_path / "out"), "cpu"])
+    launched.assert_world("MULTI_CPU")
+    assert launched.output.count("step 4") == 2
+
+
+def test_replicas_are_refused_by_the_trainer(script, tmp_path):
+    launched = launch(script(TRAIN), [str(tmp_path / "out"), "unset"], config=None)
+    assert launched.returncode != 0
+    assert "each of them its own model" in launched.output
+    assert "--use_cpu true" in launched.output
+    assert launched.worlds == []
+
+
+def test_launch_kills_what_does_not_end(script):
+    with pytest.raises(AssertionError, match="did not end within"):
+        launch(script("import time; print('started', flush=True); time.sleep(600)"), timeout=10)
