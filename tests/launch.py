@@ -1,8 +1,8 @@
 """Starts two real processes through `accelerate launch`, and says what they were.
 
-A launch that exits with 0 proves nothing: `--cpu --num_processes 2` and `distributed_type: MULTI_CPU` start one process
-without a word, and without `use_cpu=True` in the script two processes train two replicas. So the processes write down
-what accelerate made of them, and a test reads that.
+A launch that exits with 0 proves nothing: `--cpu --num_processes 2` and `distributed_type: MULTI_CPU` start one
+process without a word, and without `use_cpu=True` in the script two processes train two replicas. So the processes
+write down what accelerate made of them, and a test reads that.
 """
 
 import contextlib

@@ -71,7 +71,7 @@ def _check_keys(config: dict[Any, Any], fields: dict[str, Any], path: str, job: 
         raise ValueError(f"`datasets` in {path} must be a list of data sets, but it is {entries!r}.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or "path" not in entry:
-            raise ValueError(f"Entry {number} of `datasets` in {path} must be a mapping with a `path`: it is {entry!r}.")
+            raise ValueError(f"Entry {number} of `datasets` in {path} must be a mapping with a `path`, not {entry!r}.")
         for key in entry:
             if key not in known:
                 raise ValueError(

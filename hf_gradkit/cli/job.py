@@ -195,4 +195,15 @@ def _conclude(trainer: Any, script: ScriptArguments) -> None:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")
     say(f"See what happened: gradkit report {shlex.quote(str(folder))}")
+    _end(trainer)
+
+
+def _end(trainer: Any) -> None:
+    """Finish the trackers and the process group, in an order that cannot hang.
+
+    DDP's reducer holds the process group. Where it is the last to do so, the group is destroyed with Python's lock
+    held, and waits for gloo's thread, which may be waiting for that lock (seen with torch 2.13): so DDP goes first.
+    """
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
     trainer.end()

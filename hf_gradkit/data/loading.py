@@ -158,4 +158,8 @@ def map_columns(
                 f"Its columns: {listing(present)}. Rename the other one as well."
             )
     changed = {old: new for old, new in mapping.items() if old != new}
+    if set(changed) & set(changed.values()):  # names change hands, which a stream refuses in one step
+        between = {old: f"{old} (renamed)" for old in changed}
+        dataset = dataset.rename_columns(between)
+        changed = {between[old]: new for old, new in changed.items()}
     return dataset.rename_columns(changed) if changed else dataset
