@@ -4,9 +4,9 @@
     python benchmarks/step_time.py --hidden 2048 --layers 16 --length 1024 --device cuda --bf16
 
 Step times are paired: all trainers are alive at once and take turns, one optimizer step each, so that whatever else
-the machine does hits all alike. A second TRL trainer shows the noise. Printed are ratios to TRL's step of the same round:
-the median, its 95 % bootstrap interval, and the quartiles of single rounds. Peak memory is of one process an arm: what
-training adds to the memory of the process before it, resident memory on a CPU and allocated memory on a GPU.
+the machine does hits all alike. A second TRL trainer shows the noise. Printed are ratios to TRL's step of the same
+round: the median, its 95 % bootstrap interval, and the quartiles of single rounds. Peak memory is of one process an
+arm: what training adds to the memory of the process before it, resident memory on a CPU and allocated memory on a GPU.
 """
 
 import argparse

@@ -54,6 +54,7 @@ def _train(folder: Path, name: str, options: dict) -> None:
         group_column="source",
         report_to="none",
         bf16=False,
+        use_cpu=True,
         activation_checkpointing=False,
         **options,
     )
