@@ -19,9 +19,11 @@ report_world()
 
 TRAIN = """
 import sys
+import weakref
 from hf_gradkit import SFTConfig, SFTTrainer
 from helpers import make_trainer, text_dataset, make_rows
 from hf_gradkit.data.tiny import train_tokenizer
+from hf_gradkit.cli.job import end_run
 from launch import report_world
 
 tokenizer = train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
@@ -31,9 +33,10 @@ trainer = make_trainer(
 report_world()
 trainer.train()
 print("step", trainer.state.global_step)
-trainer.model_wrapped = trainer.model  # DDP before its process group: the other order can hang
-trainer.accelerator.free_memory()
-trainer.end()
+wrapped = weakref.ref(trainer.model_wrapped)
+print("wrapped", type(wrapped()).__name__)
+end_run(trainer)
+print("gone", wrapped() is None)
 """
 
 
@@ -65,6 +68,9 @@ def test_sft_trainer_trains_as_one_world(script, tmp_path):
     launched = launch(script(TRAIN), [str(tmp_path / "out"), "cpu"])
     launched.assert_world("MULTI_CPU")
     assert launched.output.count("step 4") == 2
+    # A reducer that outlives the process group can hang the process that drops it.
+    assert launched.output.count("wrapped DistributedDataParallel") == 2
+    assert launched.output.count("gone True") == 2
 
 
 def test_replicas_are_refused_by_the_trainer(script, tmp_path):

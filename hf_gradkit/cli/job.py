@@ -195,10 +195,10 @@ def _conclude(trainer: Any, script: ScriptArguments) -> None:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")
     say(f"See what happened: gradkit report {shlex.quote(str(folder))}")
-    _end(trainer)
+    end_run(trainer)
 
 
-def _end(trainer: Any) -> None:
+def end_run(trainer: Any) -> None:
     """Finish the trackers and the process group, in an order that cannot hang.
 
     DDP's reducer holds the process group. Where it is the last to do so, the group is destroyed with Python's lock
