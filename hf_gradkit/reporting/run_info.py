@@ -31,6 +31,7 @@ def write_run_info(trainer: Any) -> None:
         "weighting": args.weighting,
         "settings": settings,
         "processes": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "versions": versions(LIBRARIES),
     }
     folder = Path(args.output_dir)
