@@ -38,7 +38,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m multiprocess tests
 
 lint: $(BIN)/python
-	$(BIN)/python -m pip install --quiet ruff
+	$(BIN)/python -m pip install --quiet "ruff==0.17.6"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -19,6 +19,8 @@ TRAINER_SEAMS = {
     "log": "adds figures to the logs",
     "train": "ends with the example log and the trainer's state written",
 }
+# Of transformers' Trainer in ours for plain transformers, besides.
+PLAIN_SEAMS = {"training_step": "is where a loss is divided by the accumulation steps, or not"}
 # Of TRL's SFTTrainer besides.
 SFT_SEAMS = {"_prepare_dataset": "packs the data set, and drops the columns doing so"}
 

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
@@ -13,7 +15,7 @@ import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting import read_example_log
-from hf_gradkit.trainers.mixin import check_processes
+from hf_gradkit.trainers.checks import check_processes
 
 SFT = (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig)
 
@@ -177,3 +179,40 @@ def test_replicas_that_were_meant_to_train_together(tokenizer, tmp_path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started, but this one would train alone"):
         check_processes(SimpleNamespace(world_size=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"distributed_type": DistributedType.FSDP}, "not tested under FSDP yet"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "not tested under DEEPSPEED yet"),
+        ({"parallelism_config": ParallelismConfig()}, "Tensor, context and sequence parallelism split examples"),
+    ],
+)
+def test_backends_that_are_not_tested_refuse(changed, part, tokenizer, tmp_path):
+    trainer = make_trainer(*SFT, tokenizer, tmp_path, text_dataset(), weighting="linupper")
+    world = {"distributed_type": DistributedType.NO, "parallelism_config": None, **changed}
+    trainer.accelerator = SimpleNamespace(**world)
+    with pytest.raises(ValueError, match=part):
+        trainer._check_combination()
+
+
+def test_dispatched_batches_cannot_be_cut(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="`dispatch_batches` is True"):
+        make_trainer(
+            *SFT,
+            tokenizer,
+            tmp_path,
+            text_dataset(),
+            weighting="linupper",
+            accelerator_config={"dispatch_batches": True},
+        )
+
+
+def test_a_run_that_fails_early_leaves_an_older_state_alone(tokenizer, tmp_path):
+    train(*SFT, tokenizer, tmp_path, text_dataset(), weighting="linupper", max_steps=2)
+    state = (tmp_path / "trainer_state.json").read_text()
+    trainer = make_trainer(*SFT, tokenizer, tmp_path, text_dataset(), weighting="linupper")
+    with pytest.raises(ValueError, match="checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "no_such_checkpoint"))
+    assert (tmp_path / "trainer_state.json").read_text() == state

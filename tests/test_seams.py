@@ -15,7 +15,8 @@ from hf_gradkit import _compat
 
 
 def seams_of(trainer_class):
-    return {**_compat.TRAINER_SEAMS, **(_compat.SFT_SEAMS if issubclass(trainer_class, trl.SFTTrainer) else {})}
+    own = _compat.SFT_SEAMS if issubclass(trainer_class, trl.SFTTrainer) else _compat.PLAIN_SEAMS
+    return {**_compat.TRAINER_SEAMS, **own}
 
 
 @pytest.mark.parametrize("trainer_class", [hf_gradkit.SFTTrainer, hf_gradkit.Trainer])
@@ -28,7 +29,7 @@ def test_every_override_has_a_parent_and_is_listed(trainer_class):
         for name, value in vars(cls).items()
         if inspect.isfunction(value) and hasattr(parent, name) and name != "__init__"
     }
-    assert ours - {"training_step"} == set(seams_of(trainer_class))
+    assert ours == set(seams_of(trainer_class))
     for name in seams_of(trainer_class):
         assert callable(getattr(parent, name)), f"{parent.__name__} has no {name} any more"
 
@@ -41,26 +42,25 @@ def spy_on(method, called):
     return spy
 
 
-def test_every_override_runs_in_training(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig), (hf_gradkit.Trainer, hf_gradkit.TrainingArguments)],
+)
+def test_every_override_runs_in_training(trainer_class, config_class, tokenizer, tmp_path, monkeypatch):
     called = set()
-    for cls in hf_gradkit.SFTTrainer.__mro__:
+    for cls in trainer_class.__mro__:
         if not cls.__module__.startswith("hf_gradkit"):
             continue
-        for name in seams_of(hf_gradkit.SFTTrainer):
+        for name in seams_of(trainer_class):
             if name in vars(cls):
                 monkeypatch.setattr(cls, name, spy_on(vars(cls)[name], called))
-    train(
-        hf_gradkit.SFTTrainer,
-        hf_gradkit.SFTConfig,
-        tokenizer,
-        tmp_path,
-        text_dataset(),
-        weighting="linupper",
-        max_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-    )
-    assert called == set(seams_of(hf_gradkit.SFTTrainer))
+    dataset, keywords = text_dataset(), {}
+    if trainer_class is hf_gradkit.Trainer:
+        dataset = dataset.map(lambda row: tokenizer(row["text"]), remove_columns="text")
+        keywords["data_collator"] = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    options = {"weighting": "linupper", "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    train(trainer_class, config_class, tokenizer, tmp_path, dataset, trainer_kwargs=keywords, **options)
+    assert called == set(seams_of(trainer_class))
 
 
 def test_what_is_relied_on_in_trl(tokenizer, tmp_path):

@@ -8,6 +8,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import hf_gradkit
 from helpers import dataset_of, logs_without_timings, make_trainer, parameter_gap, step_logs, text_dataset, train
@@ -360,3 +361,49 @@ def test_evaluation_is_never_weighted(tokenizer, tmp_path):
     of_theirs, of_ours = ([e for e in logs_without_timings(t) if "eval_loss" in e] for t in (theirs, ours))
     assert of_theirs == of_ours
     assert math.isfinite(of_ours[0]["eval_loss"])
+
+
+def test_mixture_of_experts_keeps_its_auxiliary_loss(tokenizer, tmp_path):
+    """With nearly uniform weights, the router's loss is added as TRL adds it."""
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    runs = []
+    for trainer, args, options in (
+        (trl.SFTTrainer, trl.SFTConfig, {}),
+        (
+            hf_gradkit.SFTTrainer,
+            hf_gradkit.SFTConfig,
+            {"weighting": "linupper", "weighting_kwargs": {"temperature": 1e9, "warmup_ratio": 0.0}},
+        ),
+    ):
+        torch.manual_seed(0)
+        keywords = {"model": Qwen3MoeForCausalLM(config)}
+        path = tmp_path / trainer.__module__
+        runs.append(
+            train(trainer, args, tokenizer, path, text_dataset(), keywords, gradient_accumulation_steps=2, **options)
+        )
+    assert step_logs(runs[0], "aux_loss") == pytest.approx(step_logs(runs[1], "aux_loss"), rel=1e-4)
+    assert step_logs(runs[0], "loss") == pytest.approx(step_logs(runs[1], "loss"), rel=1e-5)
+    assert parameter_gap(*runs) < 1e-5
+
+
+def test_arguments_for_plain_transformers_weight_too(tokenizer, tmp_path):
+    options = {"weighting": "linupper", "weighting_kwargs": {"temperature": 0.4, "warmup_ratio": 0.0}}
+    as_sft = train(hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig, tokenizer, tmp_path / "s", text_dataset(), **options)
+    as_plain = train(
+        hf_gradkit.SFTTrainer, hf_gradkit.TrainingArguments, tokenizer, tmp_path / "p", text_dataset(), **options
+    )
+    assert step_logs(as_plain, "weights/max") == step_logs(as_sft, "weights/max")
+    assert parameter_gap(as_sft, as_plain) == 0

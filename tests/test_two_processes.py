@@ -53,6 +53,7 @@ CASES = [
     case("micro_batch", weighting="linupper", weighting_kwargs={**STRONG, "scope": "micro_batch"}),
     case("epochs", rows=11, max_steps=-1, num_train_epochs=2, weighting="linupper", **COLUMNS),
     case("stream", rows=11, max_steps=6, streaming=True, weighting="linupper", **COLUMNS),
+    case("plain stream", "plain", rows=11, max_steps=6, streaming=True, weighting="linupper", **COLUMNS),
     case(
         "packed",
         rows=40,
@@ -161,7 +162,7 @@ def test_micro_batch_compares_over_the_ranks(results, tokenizer, tmp_path):
     assert results.gap("micro_batch", trainer.model.state_dict()) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["epochs", "stream"])
+@pytest.mark.parametrize("name", ["epochs", "stream", "plain stream"])
 def test_unequal_last_batches_are_counted_once(name, results):
     """11 rows on 2 x 2: the sampler fills the last batch up with rows that were there before."""
     log = read_example_log(str(results.folder / name)).to_pylist()

@@ -25,9 +25,9 @@ def test_recipes_and_launch_configurations_are_in_the_wheel(tmp_path):
             assert f"hf_gradkit/{folder}/{path.relative_to(ROOT / folder)}" in names
     assert not any(name.startswith("tests/") for name in names)
     # The names work from the unpacked wheel, in a folder that has nothing to do with the checkout.
+    options = ["--config", "tiny/linupper/sft", "--accelerate_config", "cpu/multi_gpu", "--dry_run"]
     shown = subprocess.run(
-        [sys.executable, "-m", "hf_gradkit.cli.main", "sft", "--config", "tiny/linupper/sft"]
-        + ["--accelerate_config", "cpu/multi_gpu", "--dry_run"],
+        [sys.executable, "-m", "hf_gradkit.cli.main", "sft", *options],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
         check=True,

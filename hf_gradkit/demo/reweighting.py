@@ -81,8 +81,8 @@ def summary(uniform: Run, linupper: Run) -> str:
     most, least = max(weights, key=weights.get), min(weights, key=weights.get)
     lines += [
         "",
-        f"LinUpper ended with most weight on {most!r} and least on {least!r}: it takes weight from what is learned, and",
-        "cannot tell what is hard from what is noise. That is what the group figures are for.",
+        f"LinUpper ended with most weight on {most!r} and least on {least!r}. It takes weight from what is learned,",
+        "and cannot tell what is hard from what is noise: that is what the group figures are for.",
         f"effective sample size with LinUpper: {linupper.last('weights/ess'):.0%} of the compared examples",
         f"validation loss after {STEPS} steps: uniform {target:.4f}, linupper {linupper.last('eval_loss'):.4f}",
         (

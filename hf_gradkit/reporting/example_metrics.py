@@ -10,9 +10,9 @@
 All are over all ranks and since the last log; examples that fill up an epoch's last batch are left out.
 """
 
+import math
 from collections import defaultdict
 
-import torch
 from torch import Tensor
 
 
@@ -24,20 +24,23 @@ class ExampleMetrics:
 
     def reset(self) -> None:
         """Forget everything since the last log."""
-        self._multipliers: list[Tensor] = []
-        self._ess: list[float] = []
-        self._window_mean: list[float] = []
-        self._step_losses: list[float] = []
+        self._weights = _Mean()
+        self._largest, self._smallest = -math.inf, math.inf
+        self._ess = _Mean()
+        self._window_mean: float | None = None
+        self._loss = _Mean()
         self._step_sum = self._step_count = 0.0
         self._groups: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
 
     def add_weights(self, multipliers: Tensor, ess: float | None, window_mean: float | None) -> None:
         """Add the multipliers of one micro-batch of all ranks. (n,)"""
-        self._multipliers.append(multipliers)
+        if len(multipliers):
+            self._weights.add(float(multipliers.sum()), len(multipliers))
+            self._largest = max(self._largest, float(multipliers.max()))
+            self._smallest = min(self._smallest, float(multipliers.min()))
         if ess is not None:
-            self._ess.append(ess)
-        if window_mean is not None:
-            self._window_mean.append(window_mean)
+            self._ess.add(ess)
+        self._window_mean = window_mean
 
     def add_loss(self, total: float, count: float) -> None:
         """Add a micro-batch's summed loss and what it is divided by (tokens, or examples in sequence mode)."""
@@ -54,24 +57,22 @@ class ExampleMetrics:
     def end_step(self) -> None:
         """Close an optimizer step: the reported loss is a mean over steps, as the trainer's own."""
         if self._step_count:
-            self._step_losses.append(self._step_sum / self._step_count)
+            self._loss.add(self._step_sum / self._step_count)
         self._step_sum = self._step_count = 0.0
 
     def flush(self) -> dict[str, float]:
         """Return the figures since the last log, and forget them."""
         self.end_step()
         figures: dict[str, float] = {}
-        multipliers = torch.cat(self._multipliers) if self._multipliers else torch.empty(0)
-        if self._ess:
-            figures["weights/ess"] = sum(self._ess) / len(self._ess)
-        if len(multipliers):
-            figures["weights/mean"] = float(multipliers.mean())
-            figures["weights/max"] = float(multipliers.max())
-            figures["weights/min"] = float(multipliers.min())
-        if self._window_mean:
-            figures["weights/window_mean"] = self._window_mean[-1]
-        if self._step_losses:
-            figures["loss/unweighted"] = sum(self._step_losses) / len(self._step_losses)
+        if self._ess.count:
+            figures["weights/ess"] = self._ess.value
+        if self._weights.count:
+            figures["weights/mean"] = self._weights.value
+            figures["weights/max"], figures["weights/min"] = self._largest, self._smallest
+        if self._window_mean is not None:
+            figures["weights/window_mean"] = self._window_mean
+        if self._loss.count:
+            figures["loss/unweighted"] = self._loss.value
         for name, (loss, multiplier, count) in sorted(self._groups.items()):
             figures[f"group_loss/{name}"] = loss / count
             figures[f"group_weight/{name}"] = multiplier / count
@@ -86,3 +87,17 @@ def effective_sample_size(multipliers: Tensor) -> float:
     """
     squares = float(multipliers.square().sum())
     return float(multipliers.sum()) ** 2 / (len(multipliers) * squares) if squares > 0 else 0.0
+
+
+class _Mean:
+    """A mean that is added to."""
+
+    def __init__(self):
+        self.total, self.count = 0.0, 0
+
+    def add(self, total: float, count: int = 1) -> None:
+        self.total, self.count = self.total + total, self.count + count
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count

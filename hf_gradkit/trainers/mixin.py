@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
+from .checks import check_labels, check_not_empty, check_processes, check_world
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "example_weighting.pt"
-# Backends on which weights, columns and state are tested; the others raise until they are.
-TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class ExampleWeightingMixin:
@@ -74,27 +72,17 @@ class ExampleWeightingMixin:
                 f"`dataloader_num_workers` is {args.dataloader_num_workers}, but the rows of a streamed data set can "
                 "be numbered by one worker only. Set it to 0 or 1 together with example weighting or columns."
             )
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches` is True in `accelerator_config`: the main process would cut batches up, and the "
+                "examples' columns cannot be cut. Set it to False together with example weighting or columns."
+            )
+        args.accelerator_config.dispatch_batches = False  # the default is True for streams
         return self._options.columns.attach(dataset)
 
     def _check_combination(self) -> None:
         """Refuse what is not tested together with example weighting, before anything trains."""
-        backend = self.accelerator.distributed_type
-        if backend not in TESTED_BACKENDS:
-            raise ValueError(
-                f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run "
-                "there. Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave "
-                "out the example columns."
-            )
-        if getattr(self.accelerator, "parallelism_config", None) is not None:
-            raise ValueError(
-                "Tensor, context and sequence parallelism split examples over ranks, which example weighting does not "
-                "follow. Leave out the parallelism configuration, or set weighting='none' and leave out the columns."
-            )
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which `nn.DataParallel` would split the batch "
-                "over. Start one process a GPU: gradkit ... --accelerate_config multi_gpu, or accelerate launch."
-            )
+        check_world(self.accelerator, self.args.n_gpu)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "`compute_loss_func` returns one number for the batch, so examples cannot be weighted. Leave it out; "
@@ -163,7 +151,8 @@ class ExampleWeightingMixin:
             return super().train(*positional, **keywords)
         finally:
             self._weigher.flush_log()
-            if self.args.should_save:
+            # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
+            if self.args.should_save and self.state.log_history:
                 self.save_state()
 
     def log(self, logs: dict[str, float], *positional, **keywords) -> None:
@@ -178,24 +167,25 @@ class ExampleWeightingMixin:
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._weigher is not None and batches:
             self._weigher.metrics.end_step()
-            self._step_totals = self._count(batches)
+            self._step_totals = self._count(batches) if self._divides_by_totals(batches[0]) else {}
             self._ahead = batches if self._options.weighs_ahead else []
         return batches, num_items_in_batch
 
+    def _divides_by_totals(self, batch: Any) -> bool:
+        """Whether the loss of this batch is divided by something else than what the parent divides by."""
+        return self._options.comparison.normalization == "sequence" or self._options.normalize_weights
+
     def _count(self, batches: list[Any]) -> dict[str, Tensor]:
         """Count what the loss of a whole optimizer step may be divided by, over the ranks that the parent counts."""
-        examples = weighted_examples = weighted_tokens = 0.0
+        totals = torch.zeros(3, device=self.args.device)
         for batch in batches:
-            info = batch[INFO]
-            tokens = self._label_tokens(batch, info).cpu()
-            weight = info.weight[: len(tokens)]
-            examples += float((tokens > 0).sum())
-            weighted_examples += float(weight[tokens > 0].sum())
-            weighted_tokens += float((weight * tokens).sum())
-        totals = torch.tensor([examples, weighted_examples, weighted_tokens], device=self.args.device)
+            tokens = self._label_tokens(batch, batch[INFO]).to(totals)
+            weight = batch[INFO].weight.to(totals)
+            kept = (tokens > 0).to(totals)
+            totals += torch.stack([kept.sum(), (weight * kept).sum(), (weight * tokens).sum()])
         if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
-        return dict(zip(("examples", "weighted_examples", "weighted_tokens"), totals.clamp(min=1e-12), strict=True))
+        return dict(zip(("examples", "weighted_examples", "weighted_tokens"), totals, strict=True))
 
     def _weigh_ahead(self, model: Any) -> None:
         """Compute the multipliers of a whole optimizer step, by a forward without gradient (scope "step").
@@ -261,44 +251,3 @@ class ExampleWeightingMixin:
         kind = ("weighted_" if self._options.normalize_weights else "") + ("examples" if sequence else "tokens")
         u = u * (divisor / totals[kind].clamp(min=1e-12)).to(u)
         return u / tokens.clamp(min=1) if sequence else u
-
-
-def check_processes(args: Any) -> None:
-    """Refuse to train one replica a process where several processes were started to train together."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if args is not None and world > 1 and args.world_size == 1:
-        raise ValueError(
-            f"{world} processes were started, but this one would train alone, and each of them its own model. On a "
-            "machine without an accelerator set `use_cpu=True` (--use_cpu true), so that they train together."
-        )
-
-
-def check_not_empty(dataset: Any) -> None:
-    """Raise `ValueError` for a training set without a row."""
-    if isinstance(dataset, IterableDataset):
-        empty = next(iter(dataset), None) is None
-    else:
-        empty = hasattr(dataset, "__len__") and len(dataset) == 0
-    if empty:
-        raise ValueError("The training data has no rows. Check the file, the split and any filter before it.")
-
-
-def check_labels(dataset: Any) -> None:
-    """Raise `ValueError` for a prepared training set in which no example has a label token."""
-    if not isinstance(dataset, Dataset):
-        return
-    if len(dataset) == 0:
-        raise ValueError(
-            "No example of the training data has a token to train on: preparation dropped them all. Check that "
-            "`max_length` leaves room for the completion after the prompt."
-        )
-    if "labels" not in dataset.column_names:
-        return
-    for labels in dataset.with_format(None).select_columns("labels"):
-        labels = labels["labels"]
-        if not isinstance(labels, list) or any(label != -100 for label in labels[1:]):
-            return
-    raise ValueError(
-        "Every example of the training data is masked: no token has a label other than -100. Check the completions, "
-        "the chat template's assistant markers (`assistant_only_loss`) and `max_length`."
-    )

@@ -64,10 +64,13 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
             self.compute_loss_func = None
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self._weigher is not None:
+        if self._weigher is not None and self._has_own_loss(inputs):
             # A loss of the user's own is divided by the examples of the whole step, and by nothing after that.
-            self.loss_is_scaled_for_ga = True if self._has_own_loss(inputs) else None
+            self.loss_is_scaled_for_ga = True
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _divides_by_totals(self, batch: Any) -> bool:
+        return self._has_own_loss(batch) or super()._divides_by_totals(batch)
 
     def _has_own_loss(self, inputs: Any) -> bool:
         return self.per_example_loss is not None or "labels" not in inputs
@@ -79,7 +82,7 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
         count = self._step_totals["weighted_examples" if self._options.normalize_weights else "examples"]
         # The count is over all ranks when tokens are averaged across devices, and DDP averages gradients over them.
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        loss = ranks * (u * losses).sum() / count
+        loss = ranks * (u * losses).sum() / count.clamp(min=1e-12)
         return (loss, outputs) if return_outputs else loss
 
     def _own_losses(self, outputs: Any, inputs: Any) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import trl
+from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
 from helpers import logs_without_timings, make_rows, text_dataset, train
@@ -14,6 +15,7 @@ from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 
 CLASSES = {
+    "plain": (hf_gradkit.Trainer, hf_gradkit.TrainingArguments),
     "trl": (trl.SFTTrainer, trl.SFTConfig),
     "sft": (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig),
 }
@@ -33,9 +35,12 @@ def run(case: dict, folder: Path, tokenizer) -> None:
         dataset = dataset.map(
             lambda row, i: {"text": "zzz" if i == case["bad_row"] else row["text"]}, with_indices=True
         )
+    keywords = {}
+    if case["trainer"] == "plain":
+        dataset = dataset.map(lambda row: tokenizer(row["text"]), remove_columns="text")
+        keywords["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     if case.get("streaming"):
         dataset = dataset.to_iterable_dataset()
-    keywords = {}
     if case.get("bad_row") is not None:
         keywords["model"] = broken_model(tokenizer)
     output = folder / case["name"]
@@ -62,8 +67,15 @@ def run(case: dict, folder: Path, tokenizer) -> None:
         }
         if trainer.accelerator.is_main_process:
             torch.save(trainer.model.state_dict(), folder / f"{case['name']}.pt")
+        release(trainer)
     rank = torch.distributed.get_rank()
     (folder / f"{case['name']}.rank{rank}.json").write_text(json.dumps(result))
+
+
+def release(trainer) -> None:
+    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
 
 
 def broken_model(tokenizer):

@@ -1,0 +1,72 @@
+"""What the trainers refuse before anything trains: data without rows or labels, and worlds that are not tested."""
+
+import os
+from typing import Any
+
+from accelerate.utils import DistributedType
+from datasets import Dataset, IterableDataset
+
+# Backends on which weights, columns and state are tested; the others raise until they are.
+TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+
+def check_world(accelerator: Any, n_gpu: int) -> None:
+    """Raise `ValueError` for a backend or a parallelism under which example weighting is not tested."""
+    backend = accelerator.distributed_type
+    if backend not in TESTED_BACKENDS:
+        raise ValueError(
+            f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run there. "
+            "Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave out the "
+            "example columns."
+        )
+    if getattr(accelerator, "parallelism_config", None) is not None:
+        raise ValueError(
+            "Tensor, context and sequence parallelism split examples over ranks, which example weighting does not "
+            "follow. Leave out the parallelism configuration, or set weighting='none' and leave out the columns."
+        )
+    if n_gpu > 1:
+        raise ValueError(
+            f"{n_gpu} GPUs are visible to one process, which `nn.DataParallel` would split the batch over. Start one "
+            "process a GPU: gradkit ... --accelerate_config multi_gpu, or accelerate launch."
+        )
+
+
+def check_processes(args: Any) -> None:
+    """Refuse to train one replica a process where several processes were started to train together."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if args is not None and world > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{world} processes were started, but this one would train alone, and each of them its own model. On a "
+            "machine without an accelerator set `use_cpu=True` (--use_cpu true), so that they train together."
+        )
+
+
+def check_not_empty(dataset: Any) -> None:
+    """Raise `ValueError` for a training set without a row."""
+    if isinstance(dataset, IterableDataset):
+        empty = next(iter(dataset), None) is None
+    else:
+        empty = hasattr(dataset, "__len__") and len(dataset) == 0
+    if empty:
+        raise ValueError("The training data has no rows. Check the file, the split and any filter before it.")
+
+
+def check_labels(dataset: Any) -> None:
+    """Raise `ValueError` for a prepared training set in which no example has a label token."""
+    if not isinstance(dataset, Dataset):
+        return
+    if len(dataset) == 0:
+        raise ValueError(
+            "No example of the training data has a token to train on: preparation dropped them all. Check that "
+            "`max_length` leaves room for the completion after the prompt."
+        )
+    if "labels" not in dataset.column_names:
+        return
+    for labels in dataset.with_format(None).select_columns("labels"):
+        labels = labels["labels"]
+        if not isinstance(labels, list) or any(label != -100 for label in labels[1:]):
+            return
+    raise ValueError(
+        "Every example of the training data is masked: no token has a label other than -100. Check the completions, "
+        "the chat template's assistant markers (`assistant_only_loss`) and `max_length`."
+    )
