@@ -28,6 +28,13 @@ WEIGHTINGS = {
     "quadratic_r04": {"method": "quadratic", "temperature": 0.4},
     "extremes_r04": {"method": "extremes", "temperature": 0.4},
 }
+# The comparisons of the hypotheses in which neither side is uniform.
+BETWEEN_ARMS = [
+    ("linupper_r1", "uniform_lr2"),
+    ("linupper_r04", "uniform_lr2"),
+    ("quadratic_r04", "linupper_r04"),
+    ("extremes_r04", "linupper_r04"),
+]
 ARMS = {f"{optimizer}-{name}": (optimizer, name) for optimizer in LEARNING_RATE for name in WEIGHTINGS}
 
 
@@ -143,6 +150,11 @@ def summarise(results: dict, folder: Path) -> None:
                 f"  {name:20} {mean_steps:7.1f} ({reached}/{len(of_seed)} reached)"
                 f"  {show(difference, 1):28} x{ratio:.2f}  final loss {final['mean']:.4f}  {word}"
             )
+        rows[f"{optimizer}-between_arms"] = {}
+        for name, other in BETWEEN_ARMS:
+            difference = mean_and_interval([steps[name][s][0] - steps[other][s][0] for s in steps[name]])
+            rows[f"{optimizer}-between_arms"][f"{name} - {other}"] = difference
+            print(f"  {name} - {other}: {show(difference, 1)}")
     write_json(folder / "toy_regression.json", rows)
     _draw(results, folder / "toy_regression.png")
 
