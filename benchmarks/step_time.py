@@ -43,19 +43,24 @@ ARMS = {
 
 
 class Turns:
-    """A baton that goes round: only the arm that holds it runs."""
+    """A baton that goes round, in a new order each round: only the arm that holds it runs."""
 
     def __init__(self, names: list[str]):
-        self.names, self.holder = names, 0
+        self.names = list(names)
+        self.left: list[str] = []
+        self.random = random.Random(0)
         self.changed = threading.Condition()
+        self.give()
 
     def wait(self, name: str) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: self.names[self.holder] == name)
+            self.changed.wait_for(lambda: self.holder == name)
 
     def give(self) -> None:
         with self.changed:
-            self.holder = (self.holder + 1) % len(self.names)
+            if not self.left:
+                self.left = self.random.sample(self.names, len(self.names))
+            self.holder = self.left.pop()
             self.changed.notify_all()
 
 
