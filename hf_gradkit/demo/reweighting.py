@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import datasets
 import torch
-from datasets import load_dataset
+import transformers
+from transformers import ProgressCallback
 
 from ..reporting.figures import group_figure, require_matplotlib
 from ..reporting.runs import Run, read_run
@@ -22,6 +24,8 @@ CODE = """\
 def run(folder: Path) -> None:
     """Train both arms in `folder`, draw the picture, and say what was seen."""
     require_matplotlib()
+    datasets.disable_progress_bars()  # one bar a training is enough
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # matrices this small lose more to handing work over than they gain
     print(f"Making a tokenizer, a tiny Llama and instruction data of three sources in {folder}/ ...")
     prepare(folder)
@@ -40,7 +44,7 @@ def run(folder: Path) -> None:
 
 def _train(folder: Path, name: str, options: dict) -> None:
     data = {split: str(folder / "data" / f"{split}.jsonl") for split in ("train", "test")}
-    dataset = load_dataset("json", data_files=data)
+    dataset = datasets.load_dataset("json", data_files=data)
     args = SFTConfig(
         output_dir=str(folder / name),
         max_steps=STEPS,
@@ -61,8 +65,20 @@ def _train(folder: Path, name: str, options: dict) -> None:
     trainer = SFTTrainer(
         str(folder / "model"), args=args, train_dataset=dataset["train"], eval_dataset=dataset["test"]
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar)
     trainer.train()
     trainer.save_model()
+
+
+class Bar(ProgressCallback):
+    """The progress bar, without the logs: the summary and the report tell them."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        pass
 
 
 def summary(uniform: Run, linupper: Run) -> str:
