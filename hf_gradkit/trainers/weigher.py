@@ -196,13 +196,15 @@ class ExampleWeigher:
         preset = info.multipliers if info.multipliers is not None else torch.full((n,), float("nan"))
         groups = [self._group_code(name) for name in info.group] if info.group else [0] * n
         carried = torch.stack([t.double() for t in (info.index, info.item, info.weight, preset, torch.tensor(groups))])
-        local = torch.cat([torch.stack([sums.detach().double(), tokens.double()]).cpu(), carried]).T  # (n, 7)
-        if self.accelerator.num_processes == 1:
+        alone = self.accelerator.num_processes == 1
+        place = torch.device("cpu") if alone else self.accelerator.device
+        measured = torch.stack([sums.detach(), tokens.to(sums.dtype)]).to(place).double()
+        local = torch.cat([measured, carried.to(place)]).T  # (n, 7)
+        if alone:
             gathered, mine = local, slice(0, n)
         else:
             # Ranks can hold different numbers of examples (packed rows, last batches): pad, gather, drop the padding.
-            device = self.accelerator.device
-            marked = torch.cat([torch.ones(n, 1, dtype=torch.float64), local], dim=1).to(device)
+            marked = torch.cat([local.new_ones(n, 1), local], dim=1)
             padded = self.accelerator.pad_across_processes(marked, dim=0, pad_index=0)
             everything = self.accelerator.gather(padded).cpu()
             real = everything[:, 0] == 1
