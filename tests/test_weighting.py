@@ -94,7 +94,7 @@ def test_the_cap_fills_water_up(values, largest):
 
 
 def test_equal_losses_and_single_examples_get_ones():
-    for strategy in METHODS:
+    for strategy in ["none", *LOSS_METHODS]:
         assert torch.equal(loss_weights(torch.full((5,), 1.3), strategy), torch.ones(5))
         assert loss_weights(torch.tensor([4.0]), strategy).item() == 1.0
 
@@ -137,6 +137,8 @@ def test_unknown_names_are_named_with_the_known_ones():
         loss_weights(torch.rand(4), "linuper")
     with pytest.raises(ValueError, match=r"no option 'temprature'. Did you mean 'temperature'\?"):
         build_method("linupper", {"temprature": 1.0})
+    with pytest.raises(ValueError, match="'madpo' weighs preference pairs"):
+        loss_weights(torch.rand(4), "madpo")
     with pytest.raises(ValueError, match="could not be imported"):
         build_method("no_such_module:Method", {})
     with pytest.raises(ValueError, match="is not a weighting method"):

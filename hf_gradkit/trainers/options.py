@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.columns import ExampleColumns
+from ..weighting.base import LossRecord
 from ..weighting.scope import Comparison, build_weighting
 
 
@@ -112,6 +113,11 @@ class ExampleOptions:
         name = getattr(args, "weighting", "none")
         kwargs = getattr(args, "weighting_kwargs", None) or {}
         method, comparison = build_weighting(name, kwargs)
+        if method.record_type is not LossRecord:
+            raise ValueError(
+                f"`weighting` is {name!r}, which weighs preference pairs by their reward margin, and not single "
+                "examples by their loss. Choose 'linupper', 'quadratic' or 'extremes' here."
+            )
         if name == "none":
             method = None
             without_effect = [key for key in kwargs if key != "normalization"]

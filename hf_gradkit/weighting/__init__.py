@@ -5,18 +5,21 @@ from torch import Tensor
 from .base import LossRecord, LossWeighting
 from .extremes import Extremes
 from .linupper import LinUpper
+from .madpo import MADPO, PairRecord, madpo_weights
 from .quadratic import Quadratic
 from .registry import METHODS, build_method, find_method
 from .scope import Comparison, RunningWindow, build_weighting
 from .uniform import Uniform
 
 __all__ = [
+    "MADPO",
     "METHODS",
     "Comparison",
     "Extremes",
     "LinUpper",
     "LossRecord",
     "LossWeighting",
+    "PairRecord",
     "Quadratic",
     "RunningWindow",
     "Uniform",
@@ -24,6 +27,7 @@ __all__ = [
     "build_weighting",
     "find_method",
     "loss_weights",
+    "madpo_weights",
 ]
 
 
@@ -58,5 +62,7 @@ def loss_weights(
         "high_quantile": high_quantile,
         "max_weight": max_weight,
     }
+    if find_method(strategy).record_type is not LossRecord:
+        raise ValueError(f"{strategy!r} weighs preference pairs by their margin, not losses. Use `madpo_weights`.")
     LinUpper(**options)  # the options are checked for every strategy, "none" included
     return build_method(strategy, {} if strategy == "none" else options)(LossRecord(losses))

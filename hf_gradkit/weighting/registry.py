@@ -7,6 +7,7 @@ from typing import Any
 from .._text import did_you_mean, listing
 from .extremes import Extremes
 from .linupper import LinUpper
+from .madpo import MADPO
 from .quadratic import Quadratic
 from .uniform import Uniform
 
@@ -15,6 +16,7 @@ METHODS: dict[str, type] = {
     "linupper": LinUpper,
     "quadratic": Quadratic,
     "extremes": Extremes,
+    "madpo": MADPO,
 }
 
 
