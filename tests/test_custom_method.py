@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import toy_method
 import yaml
 
+import toy_method
 from helpers import make_rows
 from hf_gradkit.cli import sft
 from hf_gradkit.data.tiny import tiny_llama

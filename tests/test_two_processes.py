@@ -50,6 +50,15 @@ CASES = [
     case("ones alone", average_tokens_across_devices=False, group_column="source"),
     case("ones", gradient_accumulation_steps=2, group_column="source"),
     *(case(name, gradient_accumulation_steps=2, **SPLIT, **options) for name, options in SPLITS.items()),
+    *(
+        case(
+            f"sequence {averaged}",
+            average_tokens_across_devices=averaged,
+            weight_column="weight",
+            weighting_kwargs={"normalization": "sequence"},
+        )
+        for averaged in (True, False)
+    ),
     case("micro_batch", weighting="linupper", weighting_kwargs={**STRONG, "scope": "micro_batch"}),
     case("epochs", rows=11, max_steps=-1, num_train_epochs=2, weighting="linupper", **COLUMNS),
     case("stream", rows=11, max_steps=6, streaming=True, weighting="linupper", **COLUMNS),
@@ -145,6 +154,12 @@ def test_two_ranks_times_two_times_two_is_one_times_eight(name, results, tokeniz
     if name != "weights":  # weights of the data are compared with nothing but their micro-batch
         assert results.logs(name, "weights/ess") == pytest.approx(logs["weights/ess"], rel=1e-4)
     assert max(results.logs(name, "weights/max")) > 1.05
+
+
+def test_sequence_means_are_the_same_with_and_without_averaging_across_devices(results):
+    """Ranks with equally many examples: their own mean, and DDP's over them, is the mean over all."""
+    assert results.gap("sequence True", results.parameters("sequence False")) < 1e-6
+    assert results.logs("sequence True", "loss") == pytest.approx(results.logs("sequence False", "loss"), rel=1e-5)
 
 
 def test_micro_batch_compares_over_the_ranks(results, tokenizer, tmp_path):
