@@ -13,9 +13,12 @@ from transformers import TrainerCallback
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
+from hf_gradkit import _compat
+from hf_gradkit.data.columns import ExampleInfo
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting import read_example_log
-from hf_gradkit.trainers.checks import check_processes
+from hf_gradkit.trainers.checks import check_processes, check_world
+from hf_gradkit.trainers.sft_trainer import _by_example
 
 SFT = (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig)
 
@@ -46,6 +49,7 @@ SFT = (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig)
         ),
         ({"weighting": "linupper", "use_liger_kernel": True}, "`use_liger_kernel` is set to True together"),
         ({"weighting": "linupper", "torch_compile": True}, "`torch_compile` is set to True together"),
+        ({"weighting": "linupper", "auto_find_batch_size": True}, "`auto_find_batch_size` is set to True together"),
     ],
 )
 def test_configuration(config, options, part, tmp_path):
@@ -216,3 +220,22 @@ def test_a_run_that_fails_early_leaves_an_older_state_alone(tokenizer, tmp_path)
     with pytest.raises(ValueError, match="checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "no_such_checkpoint"))
     assert (tmp_path / "trainer_state.json").read_text() == state
+
+
+def test_images_are_refused(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(_compat, "has_vision_data", lambda trainer: True)
+    with pytest.raises(ValueError, match="The training data has images"):
+        make_trainer(*SFT, tokenizer, tmp_path, text_dataset(), weighting="linupper")
+
+
+def test_several_gpus_in_one_process():
+    world = SimpleNamespace(distributed_type=DistributedType.NO, parallelism_config=None)
+    with pytest.raises(ValueError, match="2 GPUs are visible to one process"):
+        check_world(world, n_gpu=2)
+
+
+def test_prompt_learning_in_a_flattened_batch():
+    info = ExampleInfo(torch.arange(2), torch.arange(2), torch.ones(2), segments=torch.tensor([0, 0, 0, 1, 1]))
+    log_probs = torch.zeros(1, 4 + 3)  # three virtual tokens before the five
+    with pytest.raises(ValueError, match="scored 7 positions of 4 in a packed row, as with prompt learning"):
+        _by_example(log_probs, log_probs != 0, info)

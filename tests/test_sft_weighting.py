@@ -149,7 +149,10 @@ def test_a_high_temperature_is_trl(scope, tokenizer, tmp_path):
         assert loss == pytest.approx(unweighted, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["columns alone", "weights of one", "warm-up"])
+PACKED = {"packing": True, "max_length": 48, "per_device_train_batch_size": 1, "shuffle_dataset": True}
+
+
+@pytest.mark.parametrize("case", ["columns alone", "weights of one", "warm-up", "packed", "packed and split"])
 def test_weights_of_one_are_trl_to_the_last_bit(case, tokenizer, tmp_path):
     dataset = text_dataset(26, "source", "uid")
     if case == "weights of one":
@@ -158,9 +161,12 @@ def test_weights_of_one_are_trl_to_the_last_bit(case, tokenizer, tmp_path):
         "columns alone": {"group_column": "source", "example_id_column": "uid", "example_log": True},
         "weights of one": {"weight_column": "weight"},
         "warm-up": {"weighting": "linupper", "weighting_kwargs": {"warmup_ratio": 0.999}},
+        "packed": {"group_column": "source"},
+        "packed and split": {"group_column": "source"},
     }[case]
-    theirs = train(trl.SFTTrainer, trl.SFTConfig, tokenizer, tmp_path / "trl", dataset)
-    ours = train(hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig, tokenizer, tmp_path / "ours", dataset, **options)
+    both = {} if "packed" not in case else {**PACKED, "packing_strategy": "bfd_split" if "split" in case else "bfd"}
+    theirs = train(trl.SFTTrainer, trl.SFTConfig, tokenizer, tmp_path / "trl", dataset, **both)
+    ours = train(hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig, tokenizer, tmp_path / "ours", dataset, **both, **options)
     assert parameter_gap(theirs, ours) == 0
     assert step_logs(theirs, "grad_norm") == step_logs(ours, "grad_norm")
 

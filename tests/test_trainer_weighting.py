@@ -8,7 +8,7 @@ from datasets import Dataset, Value
 from test_neutral_parity import classification_data, classifier
 
 import hf_gradkit
-from helpers import parameter_gap, step_logs, text_dataset, train
+from helpers import last_token_loss, parameter_gap, step_logs, text_dataset, train
 
 NEARLY_UNIFORM = {"temperature": 1e9, "warmup_ratio": 0.0}
 STRONG = {"temperature": 0.4, "warmup_ratio": 0.0}
@@ -73,12 +73,6 @@ def test_step_scope_is_the_same_for_every_split_of_the_step(kind, tokenizer, tmp
     assert max(step_logs(runs[0], "weights/max")) > 1.05
 
 
-def squared_error(outputs, inputs):
-    """A loss of the user's own, one value an example: regression on the mean token."""
-    target = inputs["input_ids"].float().mean(1) / 100
-    return (outputs.logits.mean((1, 2)) - target).square()
-
-
 @pytest.mark.parametrize("weighting", ["none", "linupper"])
 def test_a_loss_of_the_users_own_is_averaged_over_the_step(weighting, tokenizer, tmp_path):
     """Every split of the step gives the same update, and uniform weights give the plain mean's."""
@@ -95,15 +89,15 @@ def test_a_loss_of_the_users_own_is_averaged_over_the_step(weighting, tokenizer,
                 tokenizer,
                 tmp_path / f"{weighting}{batch}",
                 dataset,
-                trainer_kwargs={"per_example_loss": squared_error},
+                trainer_kwargs={"per_example_loss": last_token_loss},
                 per_device_train_batch_size=batch,
                 gradient_accumulation_steps=8 // batch,
                 learning_rate=0.05,
                 **options,
             )
         )
-    # Rows of one batch are padded to its longest, and `squared_error` sees the padding: compare what does not.
-    assert step_logs(runs[0], "loss")[0] > 0
+    assert parameter_gap(*runs) < 2e-6
+    assert step_logs(runs[0], "loss") == pytest.approx(step_logs(runs[1], "loss"), rel=1e-4)
     if weighting == "linupper":
         assert max(step_logs(runs[0], "weights/max")) > 1.05
     else:
@@ -207,3 +201,26 @@ def test_plain_torch_data_set_can_be_weighted(tmp_path):
             trainer_kwargs={"model": VectorLoss()},
             weight_column="weight",
         )
+
+
+def test_a_loss_of_the_users_own_can_be_normalized_by_weights(tmp_path):
+    torch.manual_seed(1)
+    x, y = torch.randn(8, 4), torch.randn(8)
+    runs = []
+    for scale in (1.0, 7.0):
+        dataset = Dataset.from_dict(
+            {"x": x.tolist(), "y": y.tolist(), "weight": [scale * w for w in (0.5, 1.0, 2.0, 3.0) * 2]}
+        )
+        runs.append(
+            train(
+                hf_gradkit.Trainer,
+                hf_gradkit.TrainingArguments,
+                None,
+                tmp_path / str(scale),
+                dataset.with_format("torch"),
+                trainer_kwargs={"model": VectorLoss()},
+                weight_column="weight",
+                normalize_weight_column=True,
+            )
+        )
+    assert parameter_gap(*runs) < 1e-6

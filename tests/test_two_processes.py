@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
-from helpers import make_rows, text_dataset, train
+from helpers import last_token_loss, make_rows, text_dataset, train
 from hf_gradkit.reporting import read_example_log
 from launch import launch
 
@@ -19,7 +20,7 @@ COLUMNS = {"group_column": "source", "example_id_column": "uid", "example_log": 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
 
 
-def case(name, trainer="sft", rows=26, streaming=False, resume=None, bad_row=None, **options):
+def case(name, trainer="sft", rows=26, streaming=False, resume=None, bad_row=None, own_loss=False, **options):
     return {
         "name": name,
         "trainer": trainer,
@@ -27,6 +28,7 @@ def case(name, trainer="sft", rows=26, streaming=False, resume=None, bad_row=Non
         "streaming": streaming,
         "resume": resume,
         "bad_row": bad_row,
+        "own_loss": own_loss,
         "options": {"max_steps": 4, "per_device_train_batch_size": 2, "ddp_find_unused_parameters": False, **options},
     }
 
@@ -59,6 +61,7 @@ CASES = [
         )
         for averaged in (True, False)
     ),
+    case("own loss", "plain", own_loss=True, weight_column="weight", max_steps=3, gradient_accumulation_steps=2),
     case("micro_batch", weighting="linupper", weighting_kwargs={**STRONG, "scope": "micro_batch"}),
     case("epochs", rows=11, max_steps=-1, num_train_epochs=2, weighting="linupper", **COLUMNS),
     case("stream", rows=11, max_steps=6, streaming=True, weighting="linupper", **COLUMNS),
@@ -160,6 +163,27 @@ def test_sequence_means_are_the_same_with_and_without_averaging_across_devices(r
     """Ranks with equally many examples: their own mean, and DDP's over them, is the mean over all."""
     assert results.gap("sequence True", results.parameters("sequence False")) < 1e-6
     assert results.logs("sequence True", "loss") == pytest.approx(results.logs("sequence False", "loss"), rel=1e-5)
+
+
+def test_a_loss_of_the_users_own_is_averaged_over_the_ranks(results, tokenizer, tmp_path):
+    dataset = text_dataset(26, "weight").map(lambda row: tokenizer(row["text"]), remove_columns="text")
+    trainer = train(
+        hf_gradkit.Trainer,
+        hf_gradkit.TrainingArguments,
+        tokenizer,
+        tmp_path,
+        dataset,
+        trainer_kwargs={
+            "per_example_loss": last_token_loss,
+            "data_collator": DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        },
+        per_device_train_batch_size=8,
+        max_steps=3,
+        weight_column="weight",
+    )
+    assert results.gap("own loss", trainer.model.state_dict()) < 1e-6
+    logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert results.logs("own loss", "loss") == pytest.approx(logs, rel=1e-4)
 
 
 def test_micro_batch_compares_over_the_ranks(results, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ import trl
 from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
-from helpers import logs_without_timings, make_rows, text_dataset, train
+from helpers import last_token_loss, logs_without_timings, make_rows, text_dataset, train
 from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 
@@ -39,6 +39,8 @@ def run(case: dict, folder: Path, tokenizer) -> None:
     if case["trainer"] == "plain":
         dataset = dataset.map(lambda row: tokenizer(row["text"]), remove_columns="text")
         keywords["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    if case.get("own_loss"):
+        keywords["per_example_loss"] = last_token_loss
     if case.get("streaming"):
         dataset = dataset.to_iterable_dataset()
     if case.get("bad_row") is not None:
