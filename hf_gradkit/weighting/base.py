@@ -6,8 +6,8 @@ scaling and the cap are ours.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,12 +57,7 @@ class LossWeighting(ABC):
     record_type: ClassVar[type] = LossRecord
 
     def __post_init__(self):
-        for name in ("temperature", "low_quantile", "high_quantile", "max_weight"):
-            value = getattr(self, name)
-            if name == "max_weight" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"`{name}` must be a number, but it is {value!r}.")
+        check_numbers(self, optional=("max_weight",))
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"`temperature` must be above 0, but it is {self.temperature}. Use a large value such as 100 for "
@@ -93,6 +88,16 @@ class LossWeighting(ABC):
         h = scale(losses, self.low_quantile, self.high_quantile)
         u = len(losses) * torch.softmax(self.favour(h) / self.temperature, dim=0)
         return u if self.max_weight is None else cap(u, self.max_weight)
+
+
+def check_numbers(options: Any, optional: tuple[str, ...] = ()) -> None:
+    """Raise `ValueError` for a field of a method that is no number, or None where it is not optional."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is None and field.name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"`{field.name}` must be a number, but it is {value!r}.")
 
 
 def check_losses(losses: Tensor) -> Tensor:

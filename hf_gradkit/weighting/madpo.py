@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import check_numbers
+
 
 @dataclass(frozen=True)
 class PairRecord:
@@ -52,12 +54,7 @@ class MADPO:
     record_type: ClassVar[type] = PairRecord
 
     def __post_init__(self):
-        for name in ("c_max", "c_min", "steepness", "tau"):
-            value = getattr(self, name)
-            if name == "c_min" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"`{name}` must be a number, but it is {value!r}.")
+        check_numbers(self, optional=("c_min",))
         if not 1 < self.c_max < float("inf"):
             raise ValueError(f"`c_max` must be above 1, but it is {self.c_max}: it amplifies small margins.")
         if self.c_min is not None and not 0 <= self.c_min < 1:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import traceback
 from pathlib import Path
 
 import torch
@@ -58,9 +57,6 @@ def run(case: dict, folder: Path, tokenizer) -> None:
         )
     except FloatingPointError as error:
         result = {"error": str(error)}
-    except Exception:
-        traceback.print_exc()
-        raise
     else:
         result = {
             "logs": logs_without_timings(trainer),
