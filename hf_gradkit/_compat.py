@@ -20,7 +20,10 @@ TRAINER_SEAMS = {
     "train": "ends with the example log and the trainer's state written",
 }
 # Of transformers' Trainer in ours for plain transformers, besides.
-PLAIN_SEAMS = {"training_step": "is where a loss is divided by the accumulation steps, or not"}
+PLAIN_SEAMS = {
+    "training_step": "is where a loss is divided by the accumulation steps, or not",
+    "prediction_step": "evaluates, also a loss of the user's own",
+}
 # Of TRL's SFTTrainer besides.
 SFT_SEAMS = {"_prepare_dataset": "packs the data set, and drops the columns doing so"}
 

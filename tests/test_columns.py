@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
 from helpers import dataset_of, make_rows, make_trainer, step_logs, text_dataset, train
@@ -212,3 +213,64 @@ def test_rows_of_an_epoch_are_counted_once():
     assert seen.add(tensor([20, 20, 22]), tensor([1, 2, 4])).tolist() == [False, False, True]
     again = SeenItems(seen.state())
     assert again.add(tensor([21, 23]), tensor([3, 5])).tolist() == [False, True]
+
+
+def test_a_format_with_chosen_columns_does_not_hide_ours(tokenizer, tmp_path):
+    dataset = text_dataset(8, "weight").map(lambda row: tokenizer(row["text"]))
+    dataset.set_format("torch", columns=["input_ids"])
+    trainer = train(
+        hf_gradkit.Trainer,
+        hf_gradkit.TrainingArguments,
+        tokenizer,
+        tmp_path,
+        dataset,
+        trainer_kwargs={"data_collator": DataCollatorForLanguageModeling(tokenizer, mlm=False)},
+        weight_column="weight",
+        max_steps=2,
+    )
+    assert max(step_logs(trainer, "weights/max")) == 2.0
+
+
+def test_an_evaluation_set_called_train_is_packed_as_usual(tokenizer, tmp_path):
+    keywords = {"eval_dataset": {"train": text_dataset(8), "other": text_dataset(8, seed=1)}}
+    options = {"packing": True, "max_length": 64, "weighting": "linupper", "eval_strategy": "steps", "eval_steps": 2}
+    trainer = train(
+        hf_gradkit.SFTTrainer,
+        hf_gradkit.SFTConfig,
+        tokenizer,
+        tmp_path,
+        text_dataset(),
+        trainer_kwargs=keywords,
+        max_steps=2,
+        **options,
+    )
+    assert any("eval_train_loss" in entry for entry in trainer.state.log_history)
+
+
+def test_a_sampler_with_replacement_loses_no_row(tokenizer, tmp_path):
+    """Rows drawn again in the middle of an epoch are counted again: they are no padding."""
+
+    class Again(hf_gradkit.SFTTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return Zeros(24)
+
+    trainer = train(
+        Again, hf_gradkit.SFTConfig, tokenizer, tmp_path, text_dataset(), weighting="linupper", example_log=True
+    )
+    log = read_example_log(str(tmp_path)).to_pylist()
+    assert len(log) == 16
+    assert {row["example_id"] for row in log} == {0}
+    assert len(trainer._weigher.window.losses) == 16
+
+
+class Zeros(torch.utils.data.Sampler):
+    """Draws row 0 over and over."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __iter__(self):
+        return iter([0] * self.n)
+
+    def __len__(self):
+        return self.n

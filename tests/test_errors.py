@@ -9,7 +9,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
-from transformers import TrainerCallback
+from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
@@ -28,7 +28,7 @@ SFT = (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig)
     ("options", "part"),
     [
         ({"weighting": "linuper"}, "no weighting method 'linuper'. Did you mean 'linupper'?"),
-        ({"weighting": None}, "There is no weighting method None"),
+        ({"weighting": None}, "`weighting` must be a name such as 'linupper' or 'none', but it is None"),
         ({"weighting": "linupper", "weighting_kwargs": {"scop": "step"}}, "Did you mean 'scope'?"),
         ({"weighting": "linupper", "weighting_kwargs": {"temperature": 0}}, "`temperature` must be above 0"),
         ({"weighting": "linupper", "weighting_kwargs": '{"temperature": 0}'}, "`temperature` must be above 0"),
@@ -239,3 +239,26 @@ def test_prompt_learning_in_a_flattened_batch():
     log_probs = torch.zeros(1, 4 + 3)  # three virtual tokens before the five
     with pytest.raises(ValueError, match="scored 7 positions of 4 in a packed row, as with prompt learning"):
         _by_example(log_probs, log_probs != 0, info)
+
+
+@pytest.mark.parametrize("max_length", [None, 64])
+def test_a_stream_in_which_every_example_is_masked(max_length, tokenizer, tmp_path):
+    ids = tokenizer(["the cat sat"] * 4)["input_ids"]
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": [[-100] * len(row) for row in ids]})
+    with pytest.raises(ValueError, match=r"masked|preparation dropped them all"):
+        train(*SFT, tokenizer, tmp_path, dataset.to_iterable_dataset(), weighting="linupper", max_length=max_length)
+
+
+def test_encoder_decoder_models_need_a_loss_of_their_own(tokenizer, tmp_path):
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
+    dataset = Dataset.from_dict({"input_ids": tokenizer(["the cat sat"] * 4)["input_ids"]})
+    with pytest.raises(ValueError, match="is an encoder-decoder model"):
+        make_trainer(
+            hf_gradkit.Trainer,
+            hf_gradkit.TrainingArguments,
+            tokenizer,
+            tmp_path,
+            dataset.add_column("labels", list(dataset["input_ids"])),
+            {"model": T5ForConditionalGeneration(config)},
+            weighting="linupper",
+        )

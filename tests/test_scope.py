@@ -100,3 +100,28 @@ def test_one_dictionary_holds_the_options_of_both():
     method, comparison = build_weighting("linupper", {"temperature": 0.4, "scope": "step"})
     assert method == LinUpper(temperature=0.4)
     assert comparison == Comparison(scope="step")
+
+
+def test_the_cap_holds_after_the_division_by_the_average():
+    torch.manual_seed(0)
+    window, largest = RunningWindow(512), []
+    for step in range(60):
+        losses = 4 - 0.05 * step + torch.rand(4, dtype=torch.float64)
+        multipliers, _ = window.weigh(LinUpper(temperature=0.4, max_weight=1.2), losses, torch.ones(4).bool())
+        largest.append(multipliers.max().item())
+    assert window.mean < 0.8  # without the cut, multipliers would exceed the cap by 1 / mean
+    assert max(largest) <= 1.2 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        (lambda record: torch.ones(2), r"returned \(2,\) for 3 losses"),
+        (lambda record: torch.tensor([1.0, -1.0, 3.0]), r"negative multipliers \(the smallest is -1\)"),
+        (lambda record: record.losses / 0, "not finite"),
+        (lambda record: [1, 1, 1], "returned list for 3 losses"),
+    ],
+)
+def test_what_a_method_gives_is_checked(method, part):
+    with pytest.raises(ValueError, match=part):
+        weigh(RunningWindow(8), [1.0, 2.0, 3.0], method)

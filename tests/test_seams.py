@@ -58,7 +58,9 @@ def test_every_override_runs_in_training(trainer_class, config_class, tokenizer,
     if trainer_class is hf_gradkit.Trainer:
         dataset = dataset.map(lambda row: tokenizer(row["text"]), remove_columns="text")
         keywords["data_collator"] = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    keywords["eval_dataset"] = dataset
     options = {"weighting": "linupper", "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
     train(trainer_class, config_class, tokenizer, tmp_path, dataset, trainer_kwargs=keywords, **options)
     assert called == set(seams_of(trainer_class))
 

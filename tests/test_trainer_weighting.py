@@ -224,3 +224,53 @@ def test_a_loss_of_the_users_own_can_be_normalized_by_weights(tmp_path):
             )
         )
     assert parameter_gap(*runs) < 1e-6
+
+
+def test_a_loss_of_the_users_own_counts_with_weighting_off_and_in_evaluation(tokenizer, tmp_path):
+    """The uniform baseline optimises the same loss as the weighted run, and both report it on the evaluation set."""
+    runs = []
+    for name, options in (
+        ("off", {}),
+        ("flat", {"weighting": "linupper", "weighting_kwargs": {**NEARLY_UNIFORM, "scope": "micro_batch"}}),
+    ):
+        keywords = {"per_example_loss": last_token_loss, "eval_dataset": causal_data(tokenizer)}
+        runs.append(
+            train(
+                hf_gradkit.Trainer,
+                hf_gradkit.TrainingArguments,
+                tokenizer,
+                tmp_path / name,
+                causal_data(tokenizer),
+                trainer_kwargs=keywords,
+                eval_strategy="steps",
+                eval_steps=2,
+                **options,
+            )
+        )
+    assert step_logs(runs[0], "loss") == pytest.approx(step_logs(runs[1], "loss"), rel=1e-5)
+    evaluations = [[e["eval_loss"] for e in run.state.log_history if "eval_loss" in e] for run in runs]
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-5)
+    assert len(evaluations[0]) == 2
+    assert evaluations[0][1] < evaluations[0][0]
+
+
+def test_the_class_label_can_be_the_group(tokenizer, tmp_path):
+    keywords = {"model": classifier(tokenizer), "eval_dataset": classification_data(tokenizer)}
+    trainer = train(
+        hf_gradkit.Trainer,
+        hf_gradkit.TrainingArguments,
+        tokenizer,
+        tmp_path,
+        classification_data(tokenizer),
+        trainer_kwargs=keywords,
+        group_column="labels",
+        per_device_train_batch_size=26,
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    assert {key for key in trainer.state.log_history[0] if key.startswith("group_loss/")} == {
+        "group_loss/0",
+        "group_loss/1",
+        "group_loss/2",
+    }
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)

@@ -164,3 +164,15 @@ def test_methods_are_frozen_dataclasses_with_options_as_fields():
         assert method.__doc__
     assert LinUpper(temperature=0.4) == build_method("linupper", {"temperature": 0.4})
     assert LinUpper()(LossRecord(torch.tensor([0.0, 1.0]))).tolist() == pytest.approx([0.5379, 1.4621], abs=1e-4)
+
+
+def test_the_cap_keeps_the_mean_when_weights_underflow():
+    losses = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    u = loss_weights(losses, "quadratic", temperature=1e-3, max_weight=2)
+    assert u.tolist() == pytest.approx([0.5, 2.0, 0.5])
+
+
+@pytest.mark.parametrize("name", [False, None, {"linupper": {}}])
+def test_names_that_are_no_text(name):
+    with pytest.raises(ValueError, match="`weighting` must be a name such as 'linupper'"):
+        build_method(name, {})

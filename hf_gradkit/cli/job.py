@@ -67,6 +67,8 @@ def run(job: str, config_class: type, build_trainer: Callable[..., Any], argv: l
         argv: the arguments; those of the process when None.
     """
     training = False
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for methods of the user's own; `python -m` has it, a console script does not
     try:
         types = (ScriptArguments, config_class, trl.ModelConfig, trl.DatasetMixtureConfig)
         script, args, model, mixture = parse_job(job, types, sys.argv[1:] if argv is None else argv)

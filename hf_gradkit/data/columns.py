@@ -69,8 +69,13 @@ class ExampleColumns:
             return dataset.map(_number_row, with_indices=True)  # weights of a stream are checked as they come
         if self.weight is not None:
             check_weights(dataset.with_format(None)[self.weight], self.weight)
-        numbers_of_rows = np.arange(len(dataset), dtype=np.int64)
-        return dataset.add_column(INDEX, numbers_of_rows).add_column(ITEM, numbers_of_rows)
+        rows = np.arange(len(dataset), dtype=np.int64)
+        chosen = dataset.format  # a format with chosen columns would hide ours
+        dataset = dataset.with_format(None).add_column(INDEX, rows).add_column(ITEM, rows)
+        if chosen["type"] is None and set(chosen["columns"]) == set(present):
+            return dataset
+        shown = list(dict.fromkeys([*chosen["columns"], *self.names]))
+        return dataset.with_format(chosen["type"], columns=shown, **chosen["format_kwargs"])
 
 
 def _number_row(row: dict[str, Any], index: int) -> dict[str, int]:
@@ -140,16 +145,18 @@ class ExampleCollator:
         collator: makes the batch, from features without the accompanying columns.
         columns: the columns that accompany an example.
         training: False leaves the batch without `INFO`: evaluation is never weighted.
+        keep: columns that the model takes; one that is both, such as a class label as group, stays for it.
     """
 
-    def __init__(self, collator: Any, columns: ExampleColumns, training: bool):
+    def __init__(self, collator: Any, columns: ExampleColumns, training: bool, keep: list[str] | tuple = ()):
         self.collator = collator
         self.columns = columns
         self.training = training
+        self.dropped = set(columns.names) - set(keep)
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
-        names = set(self.columns.names)
-        batch = self.collator([{k: v for k, v in feature.items() if k not in names} for feature in features])
+        dropped = self.dropped
+        batch = self.collator([{k: v for k, v in feature.items() if k not in dropped} for feature in features])
         if self.training:
             batch[INFO] = self._info(features, batch)
         return batch

@@ -34,6 +34,8 @@ def load_split(
     if path.is_dir() and _is_saved(path):
         splits = _load_saved(path, file_split, streaming)
         return splits[_check_split(splits, split, name, sliceable=False)]
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"The data file {name!r} is empty. Check how it was written.")
     if path.is_file():
         arguments: dict[str, Any] = {"path": builder_of(path), "data_files": {file_split: str(path)}}
     elif path.is_dir():

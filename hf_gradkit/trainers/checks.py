@@ -9,6 +9,11 @@ from datasets import Dataset, IterableDataset
 # Backends on which weights, columns and state are tested; the others raise until they are.
 TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
+ALL_MASKED = (
+    "Every example of the training data is masked: no token has a label other than -100. Check the completions, the "
+    "chat template's assistant markers (`assistant_only_loss`) and `max_length`."
+)
+
 
 def check_world(accelerator: Any, n_gpu: int) -> None:
     """Raise `ValueError` for a backend or a parallelism under which example weighting is not tested."""
@@ -53,20 +58,25 @@ def check_not_empty(dataset: Any) -> None:
 
 def check_labels(dataset: Any) -> None:
     """Raise `ValueError` for a prepared training set in which no example has a label token."""
-    if not isinstance(dataset, Dataset):
-        return
-    if len(dataset) == 0:
+    if isinstance(dataset, IterableDataset):
+        none_left = next(iter(dataset), None) is None
+    else:
+        none_left = isinstance(dataset, Dataset) and len(dataset) == 0
+    if none_left:
         raise ValueError(
             "No example of the training data has a token to train on: preparation dropped them all. Check that "
             "`max_length` leaves room for the completion after the prompt."
         )
-    if "labels" not in dataset.column_names:
-        return
+    if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
+        return  # the labels of a stream are looked at as they come
     for labels in dataset.with_format(None).select_columns("labels"):
         labels = labels["labels"]
         if not isinstance(labels, list) or any(label != -100 for label in labels[1:]):
             return
-    raise ValueError(
-        "Every example of the training data is masked: no token has a label other than -100. Check the completions, "
-        "the chat template's assistant markers (`assistant_only_loss`) and `max_length`."
-    )
+    raise ValueError(ALL_MASKED)
+
+
+def check_trained(tokens: float | None, steps: int) -> None:
+    """Raise `ValueError` for a run that came to its end without a token to train on; None: no batch in this call."""
+    if tokens == 0 or (tokens is None and steps == 0):
+        raise ValueError(ALL_MASKED)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
-from .checks import check_labels, check_not_empty, check_processes, check_world
+from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
@@ -40,7 +40,7 @@ class ExampleWeightingMixin:
         *positional,
         **keywords,
     ):
-        self._options = ExampleOptions.of(args)
+        self._options = self._read_options(args)
         check_processes(args)
         if train_dataset is not None:
             check_not_empty(train_dataset)
@@ -58,6 +58,9 @@ class ExampleWeightingMixin:
             )
             self._step_totals: dict[str, Tensor] = {}
             self._ahead: list[Any] = []  # the step's batches, until they are weighed ahead
+
+    def _read_options(self, args: Any) -> ExampleOptions:
+        return ExampleOptions.of(args)
 
     def _attach_columns(self, dataset: Any, args: Any) -> Any:
         if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -95,12 +98,16 @@ class ExampleWeightingMixin:
         unset = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if unset and self._options.active:
+            self._model_columns = list(self._signature_columns)
             self._signature_columns = [*self._signature_columns, *self._options.columns.names]
 
     def _get_dataloader(self, dataset, description, batch_size, *positional, is_training=False, **keywords):
         collator = self.data_collator
         if self._options.active:
-            self.data_collator = ExampleCollator(collator, self._options.columns, training=is_training)
+            self._set_signature_columns_if_needed()
+            self.data_collator = ExampleCollator(
+                collator, self._options.columns, training=is_training, keep=self._model_columns
+            )
         try:
             return super()._get_dataloader(
                 dataset, description, batch_size, *positional, is_training=is_training, **keywords
@@ -148,7 +155,9 @@ class ExampleWeightingMixin:
         if self.args.should_save:
             write_run_info(self)
         try:
-            return super().train(*positional, **keywords)
+            result = super().train(*positional, **keywords)
+            check_trained(self._weigher.tokens_seen, self.state.global_step)
+            return result
         finally:
             self._weigher.flush_log()
             # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
@@ -167,6 +176,8 @@ class ExampleWeightingMixin:
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._weigher is not None and batches:
             self._weigher.metrics.end_step()
+            ended = len(batches) < num_batches or self.accelerator.gradient_state.end_of_dataloader
+            self._weigher.epoch_ends = ended
             self._step_totals = self._count(batches) if self._divides_by_totals(batches[0]) else {}
             self._ahead = batches if self._options.weighs_ahead else []
         return batches, num_items_in_batch

@@ -94,6 +94,7 @@ class ExampleOptions:
         columns: the columns that accompany an example.
         normalize_weights: divide by the weighted number of tokens.
         log: write the example log.
+        own_loss: the loss is the user's `per_example_loss`, which needs all this even without weights.
     """
 
     name: str
@@ -102,6 +103,7 @@ class ExampleOptions:
     columns: ExampleColumns
     normalize_weights: bool
     log: bool
+    own_loss: bool = False
 
     @classmethod
     def of(cls, args: Any) -> "ExampleOptions":
@@ -154,7 +156,7 @@ class ExampleOptions:
     def active(self) -> bool:
         """Whether anything of ours is on."""
         sequence = self.comparison.normalization == "sequence"
-        return self.method is not None or bool(self.columns.of_user) or self.log or sequence
+        return self.method is not None or bool(self.columns.of_user) or self.log or sequence or self.own_loss
 
     @property
     def weighs_ahead(self) -> bool:

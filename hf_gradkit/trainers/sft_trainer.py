@@ -8,7 +8,7 @@ import trl
 from torch import Tensor
 
 from .. import _compat
-from ..data.columns import INFO, ExampleInfo
+from ..data.columns import INDEX, INFO, ExampleInfo, column_names
 from ..data.packing import pack_with_columns
 from .config import SFTConfig, TrainingArguments
 from .mixin import ExampleWeightingMixin
@@ -58,7 +58,8 @@ class SFTTrainer(ExampleWeightingMixin, trl.SFTTrainer):
             )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if not (self._options.active and packing and dataset_name == "train"):
+        # Only the training data is numbered; an evaluation set may be named "train" as well.
+        if not (self._options.active and packing and INDEX in column_names(dataset)):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if args.max_length is None:
             raise ValueError("When packing is enabled, `max_length` can't be `None`.")

@@ -1,6 +1,7 @@
 """Trainer: transformers', with example weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 from .. import _compat
 from ..data.columns import INFO, ExampleInfo
 from .mixin import ExampleWeightingMixin
+from .options import ExampleOptions
 from .per_example import label_tokens, position_segments, spread_to_positions, sum_by_example, token_cross_entropy
+
+logger = transformers.utils.logging.get_logger(__name__)
 
 
 class Trainer(ExampleWeightingMixin, transformers.Trainer):
@@ -39,6 +43,31 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
     def __init__(self, *positional, per_example_loss: Callable[[Any, dict], Tensor] | None = None, **keywords):
         self.per_example_loss = per_example_loss
         super().__init__(*positional, **keywords)
+
+    def _read_options(self, args: Any) -> ExampleOptions:
+        options = super()._read_options(args)
+        return replace(options, own_loss=self.per_example_loss is not None)
+
+    def _check_combination(self) -> None:
+        super()._check_combination()
+        config = getattr(self.model, "config", None)
+        if getattr(config, "is_encoder_decoder", False) and self.per_example_loss is None:
+            raise ValueError(
+                f"{type(self.model).__name__} is an encoder-decoder model, which makes its decoder's inputs from the "
+                "labels; example weighting takes the labels away. Pass `per_example_loss(outputs, inputs)`, or set "
+                "weighting='none' and leave out the example columns."
+            )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.per_example_loss is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+            loss = self._own_losses(outputs, inputs).mean()
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, getattr(outputs, "logits", None), inputs.get("labels")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         info = inputs.pop(INFO, None)
@@ -107,6 +136,12 @@ class Trainer(ExampleWeightingMixin, transformers.Trainer):
             raise ValueError(
                 "The model's outputs have no logits over classes for these labels, so their cross-entropy cannot be "
                 "told apart by example. Pass `per_example_loss(outputs, inputs)` to the trainer."
+            )
+        if labels.dim() == 1 and self.model_accepts_loss_kwargs and self.args.gradient_accumulation_steps > 1:
+            logger.warning_once(
+                "With weights or columns on, this classifier's loss is the mean over the optimizer step. Without, "
+                "transformers adds up the means of the micro-batches, which is `gradient_accumulation_steps` times as "
+                "much: compare runs that both have them, or both have not."
             )
         shifted = labels.dim() == 2 and _compat.shifts_labels(self)
         losses, mask = token_cross_entropy(logits, labels, shifted)

@@ -13,7 +13,7 @@ from ..data.columns import ExampleInfo
 from ..data.seen import SeenItems
 from ..reporting.example_log import ROWS_PER_PART, ExampleLog
 from ..reporting.example_metrics import ExampleMetrics, effective_sample_size
-from ..weighting.base import LossRecord
+from ..weighting.base import multipliers_of
 from ..weighting.scope import Comparison, RunningWindow
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class ExampleWeigher:
         self.warmup_steps = 0
         self.window = RunningWindow(self.comparison.window)
         self.epoch = -1
+        self.epoch_ends = False  # whether the current step is the epoch's last
+        self.tokens_seen: float | None = None  # label tokens that this run trained on
         self._seen = SeenItems()
         self._rows_of_part = 0
 
@@ -112,8 +114,10 @@ class ExampleWeigher:
         valid = table["tokens"] > 0
         losses = table["sums"] / table["tokens"].clamp(min=1)
         self._check_finite(losses, table["index"])
-        # An item that this epoch has seen fills up the last batch: it trains, as always, but is not counted again.
-        new = self._seen.add(table["item"], table["index"])
+        # In an epoch's last step, an item that was there before fills the batch up: it trains, as always, but is not
+        # counted again. Before that a sampler with replacement may well repeat one.
+        new = self._seen.add(table["item"], table["index"]) | (not self.epoch_ends)
+        self.tokens_seen = (self.tokens_seen or 0.0) + float(table["tokens"].sum())
         counted = new & valid
 
         multipliers, ess = torch.ones_like(losses), None
@@ -155,7 +159,7 @@ class ExampleWeigher:
         self._check_finite(losses, table["index"])
         multipliers = torch.ones_like(losses)
         if valid.any():
-            multipliers[valid] = self.method(LossRecord(losses[valid]))
+            multipliers[valid] = multipliers_of(self.method, losses[valid])
         self._step_ess = effective_sample_size(multipliers[valid]) if valid.any() else 0.0
         return multipliers[mine]
 
@@ -180,7 +184,7 @@ class ExampleWeigher:
                 "single example: its weight is always 1 and weighting does nothing. Use scope 'running' or 'step' in "
                 "`weighting_kwargs`, or a larger batch."
             )
-        multipliers[valid] = self.method(LossRecord(losses[valid]))
+        multipliers[valid] = multipliers_of(self.method, losses[valid])
         return multipliers, effective_sample_size(multipliers[valid])
 
     # ---- over the ranks ---------------------------------------------------------------------------------------

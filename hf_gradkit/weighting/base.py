@@ -113,6 +113,25 @@ def check_losses(losses: Tensor) -> Tensor:
     return losses
 
 
+def multipliers_of(method: Any, losses: Tensor) -> Tensor:
+    """Return what a method gives the compared losses, (n,) -> (n,), or say what is wrong with it.
+
+    Raises:
+        ValueError: if a method gives another shape, a negative number, or one that is not finite.
+    """
+    u = method(LossRecord(losses))
+    if not isinstance(u, Tensor) or u.shape != losses.shape:
+        shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+        problem = f"returned {shape} for {len(losses)} losses, where one multiplier each is needed"
+    elif not torch.isfinite(u).all():
+        problem = "returned multipliers that are not finite"
+    elif (u < 0).any():
+        problem = f"returned negative multipliers (the smallest is {u.min().item():.4g}), which would unlearn examples"
+    else:
+        return u.detach().to(losses)
+    raise ValueError(f"The weighting method {method!r} {problem}.")
+
+
 def scale(losses: Tensor, low_quantile: float = 0.0, high_quantile: float = 1.0) -> Tensor:
     """Map losses (n,) to h in [-1, 1] (n,): -1 at the low quantile, 1 at the high one, clipped beyond."""
     if low_quantile == 0.0 and high_quantile == 1.0:
@@ -137,6 +156,7 @@ def cap(u: Tensor, largest: float) -> Tensor:
     """
     if u.max() <= largest:
         return u
+    u = u.clamp(min=1e-12)  # what has underflowed to zero takes its share of the excess too
     n = len(u)
     descending = u.sort(descending=True).values
     capped = torch.arange(n, device=u.device)  # candidate numbers of capped examples

@@ -29,9 +29,14 @@ def find_method(name: str) -> type:
     Raises:
         ValueError: if there is no such method; the message names the known ones.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"`weighting` must be a name such as 'linupper' or 'none', but it is {name!r}. Options go into "
+            "`weighting_kwargs`; in YAML, quote 'no' and 'off', which mean false there."
+        )
     if name in METHODS:
         return METHODS[name]
-    if isinstance(name, str) and ":" in name:
+    if ":" in name:
         return _import_method(name)
     raise ValueError(
         f"There is no weighting method {name!r}.{did_you_mean(name, METHODS)} Known methods: {listing(METHODS)}; a "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._text import did_you_mean, listing
-from .base import LossRecord
+from .base import multipliers_of
 from .registry import build_method, find_method, option_names
 
 SCOPES = ("running", "micro_batch", "step")
@@ -111,13 +111,16 @@ class RunningWindow:
         """
         losses = losses.to(self.losses)
         compared = torch.cat([losses, self.losses])[: max(self.size, len(losses))]
-        all_multipliers = method(LossRecord(compared))
+        all_multipliers = multipliers_of(method, compared)
         multipliers = all_multipliers[: len(losses)]
         keep = math.exp(-len(losses) / self.size)
         self._average = keep * self._average + (1 - keep) * float(multipliers.mean())
         self._mass = keep * self._mass + (1 - keep)
         self.losses = torch.cat([losses[new], self.losses])[: self.size]
-        return multipliers / self.mean, all_multipliers
+        applied = multipliers / self.mean
+        largest = getattr(method, "max_weight", None)
+        # A method's cap holds for what an example gets, and so after the division.
+        return applied if largest is None else applied.clamp(max=largest), all_multipliers
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window (newest first) and the average."""
