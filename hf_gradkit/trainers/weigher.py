@@ -1,7 +1,7 @@
 """The weigher: from the losses of this rank's examples to their multipliers, alike on all ranks."""
 
+import hashlib
 import logging
-import zlib
 from typing import Any
 
 import torch
@@ -218,7 +218,8 @@ class ExampleWeigher:
         return dict(zip(names, gathered.T, strict=True)), mine
 
     def _group_code(self, name: str) -> int:
-        code = zlib.crc32(name.encode())  # the same on every rank, without a list of all groups
+        # The same on every rank without a list of all groups, and a whole number that float64 holds exactly.
+        code = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
         if self._group_names.setdefault(code, name) != name:
             raise ValueError(
                 f"The groups {name!r} and {self._group_names[code]!r} cannot be told apart by their checksum. Rename "
