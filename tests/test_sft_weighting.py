@@ -11,6 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import hf_gradkit
 from helpers import logs_without_timings, parameter_gap, step_logs, text_dataset, train
+from hf_gradkit.data.tiny import tiny_llama
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "running", "step"])
@@ -82,7 +83,8 @@ def test_zero_weight_drops_the_gradient_exactly(tokenizer, tmp_path):
     assert min(step_logs(runs[0], "loss")) > 0
 
 
-def test_normalizing_by_weights_makes_their_scale_irrelevant(tokenizer, tmp_path):
+@pytest.mark.parametrize("normalization", ["token", "sequence"])
+def test_normalizing_by_weights_makes_their_scale_irrelevant(normalization, tokenizer, tmp_path):
     runs = []
     for scale in (1.0, 7.0):
         dataset = text_dataset(24).add_column("weight", [scale * (1 + i % 3) for i in range(24)])
@@ -95,6 +97,7 @@ def test_normalizing_by_weights_makes_their_scale_irrelevant(tokenizer, tmp_path
                 dataset,
                 weight_column="weight",
                 normalize_weight_column=True,
+                weighting_kwargs={"normalization": normalization},
                 gradient_accumulation_steps=2,
             )
         )
@@ -298,3 +301,19 @@ def test_arguments_for_plain_transformers_weight_too(tokenizer, tmp_path):
     )
     assert step_logs(as_plain, "weights/max") == step_logs(as_sft, "weights/max")
     assert parameter_gap(as_sft, as_plain) == 0
+
+
+def test_the_warm_up_runs_no_extra_forward(tokenizer, tmp_path):
+    model, forwards = tiny_llama(tokenizer, hidden_size=32), []
+    model.model.register_forward_hook(lambda *args: forwards.append(torch.is_grad_enabled()))
+    train(
+        hf_gradkit.SFTTrainer,
+        hf_gradkit.SFTConfig,
+        tokenizer,
+        tmp_path,
+        text_dataset(),
+        {"model": model},
+        weighting="linupper",
+        weighting_kwargs={"scope": "step", "warmup_ratio": 0.5},
+    )
+    assert forwards == [True, True, False, True, False, True]

@@ -79,6 +79,8 @@ CASES = [
         **COLUMNS,
     ),
     case("saved", weighting="linupper", weighting_kwargs=STRONG, **SAVING, **COLUMNS),
+    # Stopped in the middle of an epoch whose last step holds padding.
+    case("short", rows=11, weighting="linupper", **{**SAVING, "save_steps": 1, "max_steps": 3}, **COLUMNS),
     case("not finite", bad_row=5, weighting="linupper", max_steps=14),
 ]
 
@@ -235,8 +237,16 @@ def test_a_loss_that_is_not_finite_stops_both_ranks(results):
 def test_a_resumed_run_equals_the_uninterrupted_one(results):
     """Resumed from step 4 of 5; the example log ends up with every row once."""
     whole, log = results.parameters("saved"), read_example_log(str(results.folder / "saved")).to_pylist()
-    (again,) = (one for one in CASES if one["name"] == "saved")
-    results.run([{**again, "resume": str(results.folder / "saved" / "checkpoint-4")}])
+    short = read_example_log(str(results.folder / "short")).to_pylist()
+    assert len(short) == 11
+    cases = {one["name"]: one for one in CASES}
+    results.run(
+        [
+            {**cases["saved"], "resume": str(results.folder / "saved" / "checkpoint-4")},
+            {**cases["short"], "resume": str(results.folder / "short" / "checkpoint-1")},
+        ]
+    )
+    assert read_example_log(str(results.folder / "short")).to_pylist() == short
     assert results.gap("saved", whole) == 0
     assert results.of("saved")["logs"][0]["step"] == 1
     assert read_example_log(str(results.folder / "saved")).to_pylist() == log
