@@ -10,8 +10,12 @@ arm: what training adds to the memory of the process before it, resident memory 
 """
 
 import argparse
+import contextlib
+import cProfile
+import io
 import json
 import multiprocessing
+import pstats
 import random
 import resource
 import statistics
@@ -167,6 +171,15 @@ def peak_memory(arm: str, options: argparse.Namespace, folder: str, result: "mul
         result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
 
 
+def profile(arm: str, options: argparse.Namespace, folder: str) -> None:
+    """Print how long an arm's micro-batches take, and the functions of ours among them that take longest."""
+    trainer = make_trainer(arm, options, folder, [])
+    with contextlib.redirect_stdout(io.StringIO()):  # the logs
+        profiler = cProfile.Profile()
+        profiler.runcall(trainer.train)
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats("hf_gradkit|training_step|autograd.*grad", 14)
+
+
 def current_rss() -> float:
     """Return this process's resident memory in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -203,10 +216,15 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
+    parser.add_argument("--profile", choices=list(ARMS), help="only profile this arm, on the CPU")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     quiet()
+    if options.profile:
+        with tempfile.TemporaryDirectory() as folder:
+            profile(options.profile, options, folder)
+        return
     arms = ["trl", *(arm for arm in options.arms if arm != "trl")]
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:

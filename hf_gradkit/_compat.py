@@ -33,11 +33,6 @@ def shifts_labels(trainer: Any) -> bool:
     return trainer._loss_shifts_labels
 
 
-def prepares_dataset(trainer: Any) -> bool:
-    """Return whether TRL's trainer tokenises the data set (and not the user, or a vision collator)."""
-    return not trainer._skip_prepare_dataset
-
-
 def has_vision_data(trainer: Any) -> bool:
     """Return whether TRL's trainer found images in the data set."""
     return trainer._is_vision_dataset

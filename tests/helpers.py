@@ -103,12 +103,6 @@ def step_logs(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry and "loss" in entry]
 
 
-def changed(model_before, trainer) -> bool:
-    """Return whether training moved any parameter."""
-    before = model_before.state_dict()
-    return any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
-
-
 def last_token_loss(outputs, inputs):
     """A loss of the user's own that padding does not touch: pull the last real token's first logit to 1."""
     last = inputs["attention_mask"].sum(1) - 1

@@ -254,6 +254,18 @@ def test_a_loss_of_the_users_own_counts_with_weighting_off_and_in_evaluation(tok
     assert evaluations[0][1] < evaluations[0][0]
 
 
+def test_a_loss_of_the_users_own_needs_no_arguments_of_ours(tokenizer, tmp_path):
+    trainer = train(
+        hf_gradkit.Trainer,
+        transformers.TrainingArguments,
+        tokenizer,
+        tmp_path,
+        causal_data(tokenizer),
+        trainer_kwargs={"per_example_loss": last_token_loss},
+    )
+    assert step_logs(trainer, "loss") == pytest.approx(step_logs(trainer, "loss/unweighted"), rel=1e-5)
+
+
 def test_the_class_label_can_be_the_group(tokenizer, tmp_path):
     keywords = {"model": classifier(tokenizer), "eval_dataset": classification_data(tokenizer)}
     trainer = train(

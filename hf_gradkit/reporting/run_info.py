@@ -28,7 +28,7 @@ def write_run_info(trainer: Any) -> None:
         "format": 1,
         "trainer": type(trainer).__name__,
         "model": _model_name(trainer.model),
-        "weighting": args.weighting,
+        "weighting": trainer._options.name,
         "settings": settings,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,

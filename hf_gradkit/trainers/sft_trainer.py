@@ -42,8 +42,6 @@ class SFTTrainer(ExampleWeightingMixin, trl.SFTTrainer):
         NonFiniteLossError: when an example's loss is not finite; before the optimizer steps.
     """
 
-    _tag_names = trl.SFTTrainer._tag_names  # ["trl", "sft"]
-
     def __init__(self, model, args=None, *positional, **keywords):
         if isinstance(args, TrainingArguments):  # ours for plain transformers: TRL would not know its fields
             args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})

@@ -111,9 +111,7 @@ class ExampleWeigher:
             NonFiniteLossError: naming the examples.
         """
         table, mine = self._gather(sums, tokens, info)
-        valid = table["tokens"] > 0
-        losses = table["sums"] / table["tokens"].clamp(min=1)
-        self._check_finite(losses, table["index"])
+        losses, valid = self._losses(table)
         # In an epoch's last step, an item that was there before fills the batch up: it trains, as always, but is not
         # counted again. Before that a sampler with replacement may well repeat one.
         new = self._seen.add(table["item"], table["index"]) | (not self.epoch_ends)
@@ -154,9 +152,7 @@ class ExampleWeigher:
         """
         info = ExampleInfo(index=index, item=index, weight=torch.ones(len(index)))
         table, mine = self._gather(sums, tokens, info)
-        valid = table["tokens"] > 0
-        losses = table["sums"] / table["tokens"].clamp(min=1)
-        self._check_finite(losses, table["index"])
+        losses, valid = self._losses(table)
         multipliers = torch.ones_like(losses)
         if valid.any():
             multipliers[valid] = multipliers_of(self.method, losses[valid])
@@ -244,7 +240,9 @@ class ExampleWeigher:
 
     # ---- checks and rows --------------------------------------------------------------------------------------
 
-    def _check_finite(self, losses: Tensor, index: Tensor) -> None:
+    def _losses(self, table: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the mean losses of the gathered examples, all finite, and which of them have a label token."""
+        losses, index = table["sums"] / table["tokens"].clamp(min=1), table["index"]
         bad = (~losses.isfinite()).nonzero().flatten()
         if len(bad):
             rows = [int(i) for i in index[bad[:10]]]
@@ -254,6 +252,7 @@ class ExampleWeigher:
                 "it. Look at these rows; if they are sound, lower the learning rate or train in bf16 or fp32 instead "
                 "of fp16. The last checkpoint is untouched."
             )
+        return losses, table["tokens"] > 0
 
     def _add_rows(self, info, losses, tokens, multipliers, counted, step: int) -> None:
         ids = info.example_id if info.example_id is not None else info.index.tolist()
