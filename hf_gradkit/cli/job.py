@@ -56,7 +56,46 @@ class ScriptArguments(trl.ScriptArguments):
         self.column_mapping = mapping
 
 
-def run(job: str, config_class: type, build_trainer: Callable[..., Any], argv: list[str] | None) -> int:
+@dataclass
+class Job:
+    """What a training job was asked for, with its data loaded.
+
+    Attributes:
+        script: arguments about the data.
+        args: the trainer's arguments.
+        model: the model's arguments.
+        options: arguments of the job's own, or None.
+        train: the training data.
+        evaluation: the evaluation data, or None.
+        build_trainer: makes the trainer from the trainer's arguments, the model's arguments, and the data.
+        training: whether a trainer was built, from when on one rank may fail alone.
+    """
+
+    script: "ScriptArguments"
+    args: Any
+    model: Any
+    options: Any
+    train: Any
+    evaluation: Any
+    build_trainer: Callable[..., Any]
+    training: bool = False
+
+    def train_one(self, args: Any, train: Any, checkpoint: str | None) -> Any:
+        """Build a trainer, train it from a checkpoint (or None), and return it."""
+        trainer = self.build_trainer(args, self.model, train, self.evaluation)
+        self.training = True
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+
+def run(
+    job: str,
+    config_class: type,
+    build_trainer: Callable[..., Any],
+    argv: list[str] | None,
+    options_class: type | None = None,
+    work: Callable[[Job], None] | None = None,
+) -> int:
     """Run a training job from its arguments to its last words, and return the exit code.
 
     Args:
@@ -65,24 +104,33 @@ def run(job: str, config_class: type, build_trainer: Callable[..., Any], argv: l
         build_trainer: makes the trainer from the trainer's arguments, the model's arguments, the training data and
             the evaluation data (or None).
         argv: the arguments; those of the process when None.
+        options_class: a dataclass of further arguments.
+        work: does the training; `train_and_save` when None.
     """
-    training = False
+    current = None
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for methods of the user's own; `python -m` has it, a console script does not
     try:
         types = (ScriptArguments, config_class, trl.ModelConfig, trl.DatasetMixtureConfig)
-        script, args, model, mixture = parse_job(job, types, sys.argv[1:] if argv is None else argv)
+        types += () if options_class is None else (options_class,)
+        script, args, model, mixture, *options = parse_job(job, types, sys.argv[1:] if argv is None else argv)
         _check(args, model)
-        checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
         train, evaluation = load_data(script, args, mixture)
         args.model_init_kwargs = model_init_kwargs(args, model)
-        trainer = build_trainer(args, model, train, evaluation)
-        training = True
-        trainer.train(resume_from_checkpoint=checkpoint)
-        _conclude(trainer, script)
+        current = Job(script, args, model, options[0] if options else None, train, evaluation, build_trainer)
+        (work or train_and_save)(current)
     except USER_ERRORS as error:
-        return report(error, every_rank=training)
+        return report(error, every_rank=current is not None and current.training)
     return 0
+
+
+def train_and_save(job: Job) -> None:
+    """Train one model, save it, and say where everything is."""
+    checkpoint = find_checkpoint(job.args.resume_from_checkpoint, job.args.output_dir)
+    trainer = job.train_one(job.args, job.train, checkpoint)
+    save(trainer, job.script)
+    trainer.accelerator.print(f"See what happened: gradkit report {shlex.quote(str(job.args.output_dir))}")
+    end_run(trainer)
 
 
 def _check(args: Any, model: Any) -> None:
@@ -186,8 +234,8 @@ def model_init_kwargs(args: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def _conclude(trainer: Any, script: ScriptArguments) -> None:
-    """Save the model and the trainer's state, push if asked, and say where everything is."""
+def save(trainer: Any, script: ScriptArguments) -> None:
+    """Save the model and the trainer's state, push if asked, and say where they are."""
     folder = trainer.args.output_dir
     trainer.save_model(folder)
     trainer.save_state()
@@ -196,8 +244,6 @@ def _conclude(trainer: Any, script: ScriptArguments) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")
-    say(f"See what happened: gradkit report {shlex.quote(str(folder))}")
-    end_run(trainer)
 
 
 def end_run(trainer: Any) -> None:
@@ -206,6 +252,11 @@ def end_run(trainer: Any) -> None:
     DDP's reducer holds the process group. Where it is the last to do so, the group is destroyed with Python's lock
     held, and waits for gloo's thread, which may be waiting for that lock (seen with torch 2.13): so DDP goes first.
     """
+    release(trainer)
+    trainer.end()
+
+
+def release(trainer: Any) -> None:
+    """Let go of DDP and of what the trainer's accelerator holds; the process group stays."""
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
-    trainer.end()
