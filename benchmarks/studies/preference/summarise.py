@@ -1,0 +1,214 @@
+"""Prints the tables of the study, and writes its numbers and figures.
+
+python summarise.py --output OUT --summary ../../../docs/results/preference
+"""
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import figures
+from arms import ARMS, LONG_ARMS, QUALITIES, SEEDS
+from world import write_json
+
+# Two-sided 95 % points of Student's t by degrees of freedom.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+MATCHED_KL = (2.0, 5.0)
+FINAL_FIGURES = ("true", "proxy", "kl", "words", "repeated", "train_chosen", "train_rejected", "held_out_chosen")
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Return the mean of independent values, one a seed, and its 95 % t-interval."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return {"mean": mean, "low": math.nan, "high": math.nan, "n": n}
+    half = T_95[n - 1] * statistics.stdev(values) / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def paired(arm: dict[int, float], baseline: dict[int, float]) -> dict[str, float] | None:
+    """Return the interval of arm - baseline over the seeds that both have; None without two such seeds."""
+    both = [arm[seed] - baseline[seed] for seed in sorted(arm) if seed in baseline]
+    return interval(both) if len(both) > 1 else None
+
+
+def verdict(difference: dict[str, float] | None) -> str:
+    """Apply the study's rule to a paired difference of a figure that should be large."""
+    if difference is None:
+        return "too few seeds"
+    if difference["low"] > 0:
+        return "better"
+    return "worse" if difference["high"] < 0 else "no difference shown"
+
+
+def show(value: dict[str, float] | None, digits: int = 2) -> str:
+    """Format a mean with its interval."""
+    if value is None:
+        return "-"
+    return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+
+
+def at_kl(curve: list[dict], kl: float, figure: str = "true") -> float | None:
+    """Return a figure where a run first is that far from the reference, between two checkpoints by a straight line."""
+    for before, after in itertools.pairwise(curve):
+        if before["kl"] < kl <= after["kl"]:
+            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
+            return before[figure] + share * (after[figure] - before[figure])
+    return None
+
+
+def load(folder: Path, arms) -> dict[str, dict[str, dict[int, dict]]]:
+    """Return the runs of a stage as {quality: {arm: {seed: result}}}; a run that is missing is named."""
+    found = {quality: {arm: {} for arm in arms} for quality in QUALITIES}
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        found[run["quality"]][run["arm"]][run["seed"]] = run
+    for quality, of_arm in found.items():
+        for arm, of_seed in of_arm.items():
+            missing = set(SEEDS) - set(of_seed)
+            if missing:
+                print(f"missing: {quality} {arm} seeds {sorted(missing)}")
+    return found
+
+
+def compare(runs: dict, baseline: str = "dpo") -> dict:
+    """Return what the last step says of each arm and quality, and the true reward at matched distances."""
+    table = defaultdict(dict)
+    for quality, of_arm in runs.items():
+        for arm, of_seed in of_arm.items():
+            last = {seed: run["curve"][-1] for seed, run in of_seed.items()}
+            base = {seed: run["curve"][-1] for seed, run in of_arm[baseline].items()}
+            row = {"setting": next(iter(of_seed.values()))["setting"], "seeds": sorted(of_seed)}
+            for figure in FINAL_FIGURES:
+                own = {seed: point[figure] for seed, point in last.items()}
+                row[figure] = interval(list(own.values()))
+                row[f"{figure}_by_seed"] = own
+                row[f"{figure}_difference"] = paired(own, {seed: point[figure] for seed, point in base.items()})
+            row["fall_from_peak"] = interval(
+                [max(p["true"] for p in run["curve"]) - run["curve"][-1]["true"] for run in of_seed.values()]
+            )
+            for kl in MATCHED_KL:
+                own = {s: value for s, run in of_seed.items() if (value := at_kl(run["curve"], kl)) is not None}
+                theirs = {
+                    s: value for s, run in of_arm[baseline].items() if (value := at_kl(run["curve"], kl)) is not None
+                }
+                row[f"at_kl_{kl:g}"] = {
+                    "reached": len(own),
+                    "true": interval(list(own.values())) if own else None,
+                    "difference": paired(own, theirs),
+                }
+            table[quality][arm] = row
+    return table
+
+
+def pool(table: dict, baseline: str = "dpo") -> dict:
+    """Return the true reward of each arm averaged over the qualities, seed by seed, and its difference to DPO's."""
+    means = {}
+    for arm in next(iter(table.values())):
+        of_seed = [table[quality][arm]["true_by_seed"] for quality in table]
+        shared = set.intersection(*(set(values) for values in of_seed))
+        means[arm] = {seed: statistics.fmean(values[seed] for values in of_seed) for seed in shared}
+    return {
+        arm: {"true": interval(list(values.values())), "difference": paired(values, means[baseline])}
+        for arm, values in means.items()
+    }
+
+
+def reward_models(output: Path) -> dict:
+    """Return how good the reward models' margins are: how often they order a pair as the truth, and as its label."""
+    rows = {}
+    for quality in QUALITIES:
+        worlds = [json.loads((output / "worlds" / f"seed{s}-{quality}" / "world.json").read_text()) for s in SEEDS]
+        row = {"held_out_order": interval([world["held_out_accuracy"] for world in worlds])}
+        for name in ("in_sample", "cross_fitted", "true_margin"):
+            sides = [[(pair[name], pair["true_margin"]) for pair in world["pairs"]] for world in worlds]
+            row[name] = {
+                "right_order": interval([statistics.fmean((m > 0) == (t > 0) for m, t in rows_) for rows_ in sides]),
+                "agrees_with_label": interval([statistics.fmean(m > 0 for m, _ in rows_) for rows_ in sides]),
+                "mean_size": interval([statistics.fmean(abs(m) for m, _ in rows_) for rows_ in sides]),
+                "temperature": interval([fit_temperature([m for m, _ in rows_]) for rows_ in sides]),
+            }
+        rows[quality] = row
+    return rows
+
+
+def fit_temperature(margins: list[float]) -> float:
+    """Return the temperature with the smallest Bradley-Terry loss of margins of labelled pairs, by golden section."""
+
+    def loss(log_temperature: float) -> float:
+        scaled = [margin / math.exp(log_temperature) for margin in margins]
+        return sum(math.log1p(math.exp(-abs(x))) + max(-x, 0.0) for x in scaled)
+
+    low, high, ratio = math.log(0.02), math.log(50.0), (math.sqrt(5) - 1) / 2
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def print_tables(table: dict, pooled: dict | None) -> None:
+    """Print the tables in Markdown."""
+    for quality, of_arm in table.items():
+        print(f"\n### {quality}\n")
+        print("| Arm | Setting | True reward | Difference to DPO | Verdict | Proxy | KL | Chosen log-prob | Fall |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for arm, row in of_arm.items():
+            difference = row["true_difference"] if arm != "dpo" else None
+            word = "" if arm == "dpo" else verdict(difference)
+            numbers = [show(row[f]) for f in ("proxy", "kl", "train_chosen", "fall_from_peak")]
+            print(f"| {arm} | {brief(row['setting'])} | {show(row['true'])} | {show(difference)} | {word} |", end=" ")
+            print(" | ".join(numbers), "|")
+        for kl in MATCHED_KL:
+            print(f"\nat KL {kl:g}:")
+            for arm, row in of_arm.items():
+                matched = row[f"at_kl_{kl:g}"]
+                difference = matched["difference"] if arm != "dpo" else None
+                print(f"| {arm} | {matched['reached']} | {show(matched['true'])} | {show(difference)} |", end=" ")
+                print("|" if arm == "dpo" else f"{verdict(difference)} |")
+    for arm, row in (pooled or {}).items():
+        word = "" if arm == "dpo" else verdict(row["difference"])
+        print(f"| pooled {arm} | {show(row['true'])} | {show(row['difference'])} | {word} |")
+
+
+def brief(setting: dict) -> str:
+    """Return a setting in a few words."""
+    inner = setting.get("weighting_kwargs") or next(iter(setting.get("loss_kwargs", {}).values()), {})
+    words = [f"{k} {v:g}" for k, v in inner.items() if isinstance(v, float)]
+    return ", ".join([f"beta {setting['beta']:g}", *words])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
+    args = parser.parse_args()
+    args.summary.mkdir(parents=True, exist_ok=True)
+    final, long = load(args.output / "final", ARMS), load(args.output / "long", LONG_ARMS)
+    table, long_table, models = compare(final), compare(long), reward_models(args.output)
+    pooled, long_pooled = pool(table), pool(long_table)
+    print("## Comparison")
+    print_tables(table, pooled)
+    print("\n## One beta")
+    print_tables(long_table, long_pooled)
+    print("\n## Reward models\n")
+    for quality, row in models.items():
+        print(f"{quality}: held-out pairs in the true order {show(row['held_out_order'])}")
+        for name in ("in_sample", "cross_fitted", "true_margin"):
+            print(f"  {name}: " + ", ".join(f"{key} {show(value)}" for key, value in row[name].items()))
+    chosen = json.loads((args.output / "chosen.json").read_text())
+    numbers = {"comparison": table, "pooled": pooled, "one_beta": long_table, "one_beta_pooled": long_pooled}
+    write_json(args.summary / "preference.json", numbers | {"reward_models": models, "chosen": chosen})
+    figures.draw_differences(table, args.summary / "differences.png")
+    figures.draw_distance(final, args.summary / "distance.png")
+    figures.draw_log_probs(final, args.summary / "log_probs.png")
+    figures.draw_distance(long, args.summary / "one_beta.png", log_probs=True)
+    tuning = [json.loads(path.read_text()) for path in sorted((args.output / "tuning").glob("*.json"))]
+    figures.draw_tuning(tuning, args.summary / "tuning.png")
+
+
+if __name__ == "__main__":
+    main()
