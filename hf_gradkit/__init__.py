@@ -9,18 +9,33 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .trainers.config import SFTConfig, TrainingArguments
+    from .trainers.config import DPOConfig, RewardConfig, SFTConfig, TrainingArguments
+    from .trainers.dpo_trainer import DPOTrainer
+    from .trainers.reward_trainer import RewardTrainer
     from .trainers.sft_trainer import SFTTrainer
     from .trainers.trainer import Trainer
 
 _HOMES = {
+    "DPOConfig": ".trainers.config",
+    "RewardConfig": ".trainers.config",
     "SFTConfig": ".trainers.config",
     "TrainingArguments": ".trainers.config",
+    "DPOTrainer": ".trainers.dpo_trainer",
+    "RewardTrainer": ".trainers.reward_trainer",
     "SFTTrainer": ".trainers.sft_trainer",
     "Trainer": ".trainers.trainer",
 }
 
-__all__ = ["SFTConfig", "SFTTrainer", "Trainer", "TrainingArguments"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "Trainer",
+    "TrainingArguments",
+]
 
 
 def __getattr__(name: str):

@@ -1,7 +1,12 @@
 """Every version check, and every private name of transformers and TRL that is relied on. Nowhere else."""
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor
 
 # The releases that the test suite ran against; pyproject.toml caps them.
 TESTED = {"transformers": "5.23", "trl": "1.16"}
@@ -26,6 +31,72 @@ PLAIN_SEAMS = {
 }
 # Of TRL's SFTTrainer besides.
 SFT_SEAMS = {"_prepare_dataset": "packs the data set, and drops the columns doing so"}
+# Of TRL's RewardTrainer.
+REWARD_SEAMS = {"_prepare_dataset": "drops the pairs that are too long, without a word"}
+
+# Of TRL's DPOTrainer besides: attributes that its loss reads, and the public method that gives the reference.
+DPO_SEAMS: dict[str, str] = {}
+DPO_LOSS_ATTRIBUTES = ("loss_types", "loss_weights", "precompute_ref_logps", "use_weighting")
+DPO_LOSS_TYPES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
+
+
+@contextmanager
+def dpo_loss(trainer: Any, loss_types: list[str], loss_weights: list[float], weighted: bool) -> Iterator[None]:
+    """Let TRL's DPOTrainer compute these terms only, on reference log-probabilities that are in the batch.
+
+    Args:
+        trainer: the trainer.
+        loss_types: TRL's names of the terms; none is allowed, and TRL then only logs.
+        loss_weights: what multiplies each.
+        weighted: use the weights that TRL reads off `outputs.log_sum_sq_probs` (its WPO path).
+    """
+    terms = {"loss_types": loss_types, "loss_weights": loss_weights, "precompute_ref_logps": True}
+    terms["use_weighting"] = weighted or trainer.use_weighting
+    before = {name: getattr(trainer, name) for name in DPO_LOSS_ATTRIBUTES}
+    try:
+        for name, value in terms.items():
+            setattr(trainer, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
+
+
+def encode_pair_weights(outputs: Any, token_logps: Tensor, mask: Tensor, weights: Tensor, wpo: bool) -> None:
+    """Put weights of pairs into a policy's outputs, where TRL's loss reads the weights of WPO.
+
+    TRL multiplies the loss of a pair by `exp(mean(log_probs - log_sum_sq_probs))` of its chosen and of its rejected
+    answer, the mean being over the answer's tokens: with the chosen answer's `log_sum_sq_probs` lowered by ln(weight)
+    the product is the weight, exactly 1 and exactly 0 included, times WPO's own if that is on.
+
+    Args:
+        outputs: the policy's; `log_sum_sq_probs` is set.
+        token_logps: the policy's log-probabilities of tokens, detached. (2n, T)
+        mask: 1 on the answers' tokens. (2n, T)
+        weights: of the pairs, at least 0. (n,)
+        wpo: keep WPO's own weights.
+    """
+    base = outputs.log_sum_sq_probs if wpo else outputs.log_probs.detach()
+    logs = torch.cat([weights.log(), torch.zeros_like(weights)]).to(base)[:, None]  # (2n, 1)
+    lowered = base.clone()
+    lowered[:, -mask.shape[1] :] = torch.where(mask.bool(), base[:, -mask.shape[1] :] - logs, token_logps.to(base))
+    outputs.log_sum_sq_probs = lowered
 
 
 def shifts_labels(trainer: Any) -> bool:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_gradkit.weighting import Comparison, LinUpper, RunningWindow, build_weighting
+from hf_gradkit.weighting import Comparison, LinUpper, LossRecord, RunningWindow, build_weighting
 
 
 def weigh(window, losses, method=None):
@@ -116,12 +116,13 @@ def test_the_cap_holds_after_the_division_by_the_average():
 @pytest.mark.parametrize(
     ("method", "part"),
     [
-        (lambda record: torch.ones(2), r"returned \(2,\) for 3 losses"),
+        (lambda record: torch.ones(2), r"returned \(2,\) for 3 examples"),
         (lambda record: torch.tensor([1.0, -1.0, 3.0]), r"negative multipliers \(the smallest is -1\)"),
         (lambda record: record.losses / 0, "not finite"),
-        (lambda record: [1, 1, 1], "returned list for 3 losses"),
+        (lambda record: [1, 1, 1], "returned list for 3 examples"),
     ],
 )
 def test_what_a_method_gives_is_checked(method, part):
+    method.record_type = LossRecord
     with pytest.raises(ValueError, match=part):
         weigh(RunningWindow(8), [1.0, 2.0, 3.0], method)

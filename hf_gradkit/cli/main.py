@@ -26,6 +26,9 @@ class Command:
 
 COMMANDS = {
     "sft": Command("hf_gradkit.cli.sft", "fine-tune a language model, with example weights", job=True),
+    "dpo": Command("hf_gradkit.cli.dpo", "train on preference pairs: DPO, MADPO, RPO, beta-DPO", job=True),
+    "reward": Command("hf_gradkit.cli.reward", "train a reward model on preference pairs", job=True),
+    "score": Command("hf_gradkit.cli.score", "score a data set with a model: reward margins", job=True),
     "demo": Command("hf_gradkit.cli.demo", "train a tiny model offline and see what the weights do"),
     "report": Command("hf_gradkit.cli.report", "make one page from the logs of a run"),
     "recipes": Command("hf_gradkit.cli.recipes", "list the recipes, print one, or copy it"),

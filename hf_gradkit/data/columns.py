@@ -29,16 +29,27 @@ class ExampleColumns:
         weight: numbers >= 0 that multiply the example's loss.
         group: names, for figures of each group.
         example_id: ids for the example log; the row number when None.
+        margin: reward margins of preference pairs, signed.
     """
 
     weight: str | None = None
     group: str | None = None
     example_id: str | None = None
+    margin: str | None = None
 
     @property
     def of_user(self) -> list[str]:
         """The user's columns that are set."""
-        return [name for name in (self.weight, self.group, self.example_id) if name is not None]
+        return [name for _, name in self._roles if name is not None]
+
+    @property
+    def _roles(self) -> list[tuple[str, str | None]]:
+        return [
+            ("weight_column", self.weight),
+            ("group_column", self.group),
+            ("example_id_column", self.example_id),
+            ("reward_margin_column", self.margin),
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -49,14 +60,14 @@ class ExampleColumns:
         """Check the user's columns and number the rows.
 
         Raises:
-            ValueError: if a column is missing (the message names those there are), a name of ours is taken, or a
-                weight is negative, not finite or not a number (the message names the row).
+            ValueError: if a column is missing (the message names those there are), a name of ours is taken, a weight
+                is negative, not finite or not a number, or a margin not a finite number (the message names the row).
         """
         present = column_names(dataset)
-        for role, name in (("weight", self.weight), ("group", self.group), ("example_id", self.example_id)):
+        for field, name in self._roles:
             if name is not None and name not in present:
                 raise ValueError(
-                    f"`{role}_column` is {name!r}, but the training data has no such column."
+                    f"`{field}` is {name!r}, but the training data has no such column."
                     f"{did_you_mean(name, present)} Its columns: {listing(present)}."
                 )
         for name in (INDEX, ITEM):
@@ -69,6 +80,9 @@ class ExampleColumns:
             return dataset.map(_number_row, with_indices=True)  # weights of a stream are checked as they come
         if self.weight is not None:
             check_weights(dataset.with_format(None)[self.weight], self.weight)
+        if self.margin is not None:
+            for row, margin in enumerate(dataset.with_format(None)[self.margin]):
+                check_margin(margin, self.margin, row)
         rows = np.arange(len(dataset), dtype=np.int64)
         chosen = dataset.format  # a format with chosen columns would hide ours
         dataset = dataset.with_format(None).add_column(INDEX, rows).add_column(ITEM, rows)
@@ -97,18 +111,29 @@ def check_weights(weights: Any, column: str, first_row: int = 0) -> None:
 
 def check_weight(weight: Any, column: str, row: int) -> None:
     """Raise `ValueError` unless `weight` is a finite number >= 0."""
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-        problem = "is not a number"
-    elif not math.isfinite(weight):
-        problem = "is not finite"
-    elif weight < 0:
-        problem = "is negative"
-    else:
-        return
-    raise ValueError(
-        f"Row {row} has {weight!r} in `weight_column` {column!r}, which {problem}. Weights must be finite numbers of "
-        "at least 0; 0 drops the example's gradient."
-    )
+    problem = _problem(weight) or ("is negative" if weight < 0 else None)
+    if problem:
+        raise ValueError(
+            f"Row {row} has {weight!r} in `weight_column` {column!r}, which {problem}. Weights must be finite numbers "
+            "of at least 0; 0 drops the example's gradient."
+        )
+
+
+def check_margin(margin: Any, column: str, row: int) -> None:
+    """Raise `ValueError` unless `margin` is a finite number."""
+    problem = _problem(margin)
+    if problem:
+        raise ValueError(
+            f"Row {row} has {margin!r} in `reward_margin_column` {column!r}, which {problem}. Margins are the reward "
+            "of the chosen minus the reward of the rejected answer, one finite number a pair: score the data again "
+            "(gradkit score --by reward), or leave the row out."
+        )
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return "is not a number"
+    return None if math.isfinite(value) else "is not finite"
 
 
 @dataclass
@@ -124,6 +149,7 @@ class ExampleInfo:
         segments: for a flattened batch, the example that each token belongs to, -1 for padding; None when each row
             of the batch is one example. (tokens,) int64
         multipliers: what the weighting method gave, when that was computed ahead (scope "step"). (n,) float64
+        margin: reward margins, or None without a margin column. (n,) float64
     """
 
     index: torch.Tensor
@@ -133,6 +159,7 @@ class ExampleInfo:
     example_id: list | None = None
     segments: torch.Tensor | None = None
     multipliers: torch.Tensor | None = None
+    margin: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -146,10 +173,19 @@ class ExampleCollator:
         columns: the columns that accompany an example.
         training: False leaves the batch without `INFO`: evaluation is never weighted.
         keep: columns that the model takes; one that is both, such as a class label as group, stays for it.
+        rows_per_example: 2 where the batch holds the chosen answers and after them the rejected ones.
     """
 
-    def __init__(self, collator: Any, columns: ExampleColumns, training: bool, keep: list[str] | tuple = ()):
+    def __init__(
+        self,
+        collator: Any,
+        columns: ExampleColumns,
+        training: bool,
+        keep: list[str] | tuple = (),
+        rows_per_example: int = 1,
+    ):
         self.collator = collator
+        self.rows_per_example = rows_per_example
         self.columns = columns
         self.training = training
         self.dropped = set(columns.names) - set(keep)
@@ -172,7 +208,7 @@ class ExampleCollator:
 
         numbered = INDEX in features[0]
         index = torch.tensor(values(INDEX)) if numbered else None
-        segments = _segments(features, batch, packed)
+        segments = _segments(features, batch, packed, self.rows_per_example)
         n = len(index) if numbered else len(features)
         item = torch.tensor([feature[ITEM] for feature in features]) if numbered else None
         if numbered and packed:
@@ -187,6 +223,10 @@ class ExampleCollator:
         if columns.weight:
             for row, weight in zip(index.tolist() if numbered else range(n), weights, strict=True):
                 check_weight(weight, columns.weight, row)
+        margins = values(columns.margin) if columns.margin else None
+        if margins is not None:
+            for row, margin in zip(index.tolist() if numbered else range(n), margins, strict=True):
+                check_margin(margin, columns.margin, row)
         return ExampleInfo(
             index=index if numbered else torch.full((n,), -1),
             item=item if numbered else torch.full((n,), -1),
@@ -194,14 +234,20 @@ class ExampleCollator:
             group=[str(value) for value in values(columns.group)] if columns.group else None,
             example_id=values(columns.example_id) if columns.example_id else None,
             segments=segments,
+            margin=torch.tensor(margins, dtype=torch.float64) if margins is not None else None,
         )
 
 
-def _segments(features: list[dict[str, Any]], batch: Any, packed: bool) -> torch.Tensor | None:
-    """Return which example each token of a flattened batch belongs to, or None if a row is an example."""
+def _segments(features: list[dict[str, Any]], batch: Any, packed: bool, per_example: int) -> torch.Tensor | None:
+    """Return which example each token of a flattened batch belongs to, or None if rows belong to examples."""
     rows = next(len(v) for v in batch.values() if isinstance(v, torch.Tensor) and v.dim() > 0)
-    if rows == len(features) and not packed:
+    if rows == per_example * len(features) and not packed:
         return None
+    if per_example != 1:
+        raise ValueError(
+            f"The data collator made {rows} rows of {len(features)} pairs. Weights and objectives of pairs need a "
+            "collator like TRL's: the chosen answers of the batch, and after them the rejected ones."
+        )
     if rows != 1 or "input_ids" not in features[0]:
         raise ValueError(
             f"The data collator made {rows} rows of {len(features)} examples, so the loss cannot be told apart by "

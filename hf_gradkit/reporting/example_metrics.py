@@ -3,7 +3,10 @@
 `weights/ess`           effective sample size of the compared examples, (sum u)^2 / (n sum u^2), a fraction of n
 `weights/mean|max|min`  multipliers that the examples got, column weights included
 `weights/window_mean`   scope "running": the moving average that multipliers are divided by
-`loss/unweighted`       the loss that training would report without weights
+`loss/unweighted`       the loss that training would report without weights (of pairs: their DPO loss)
+`margins/mean`          mean reward margin, chosen minus rejected, as logits        (with a margin column)
+`margins/agreement`     share of pairs whose margin speaks for the label            (with a margin column)
+`margins/temperature`   what the margins were divided by                            (with a margin column)
 `group_loss/<name>`     mean loss of a group's examples         (with a group column)
 `group_weight/<name>`   mean multiplier of a group's examples   (with a group column)
 
@@ -28,6 +31,8 @@ class ExampleMetrics:
         self._largest, self._smallest = -math.inf, math.inf
         self._ess = _Mean()
         self._window_mean: float | None = None
+        self._margins, self._agreement = _Mean(), _Mean()
+        self._temperature: float | None = None
         self._loss = _Mean()
         self._step_sum = self._step_count = 0.0
         self._groups: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
@@ -41,6 +46,12 @@ class ExampleMetrics:
         if ess is not None:
             self._ess.add(ess)
         self._window_mean = window_mean
+
+    def add_margins(self, margins: Tensor, temperature: float) -> None:
+        """Add the raw reward margins of one micro-batch of all ranks, (n,), and what divides them."""
+        self._margins.add(float(margins.sum()) / temperature, len(margins))
+        self._agreement.add(float((margins > 0).sum()), len(margins))
+        self._temperature = temperature
 
     def add_loss(self, total: float, count: float) -> None:
         """Add a micro-batch's summed loss and what it is divided by (tokens, or examples in sequence mode)."""
@@ -71,6 +82,9 @@ class ExampleMetrics:
             figures["weights/max"], figures["weights/min"] = self._largest, self._smallest
         if self._window_mean is not None:
             figures["weights/window_mean"] = self._window_mean
+        if self._margins.count:
+            figures["margins/mean"], figures["margins/agreement"] = self._margins.value, self._agreement.value
+            figures["margins/temperature"] = self._temperature
         if self._loss.count:
             figures["loss/unweighted"] = self._loss.value
         for name, (loss, multiplier, count) in sorted(self._groups.items()):

@@ -12,10 +12,11 @@ FILE = "gradkit_run.json"
 LIBRARIES = ("hf-gradkit", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
-def write_run_info(trainer: Any) -> None:
+def write_run_info(trainer: Any, facts: dict[str, Any]) -> None:
     """Write the run's method, settings, model, size and versions to its output folder.
 
-    The settings are those fields of the configuration that differ from their defaults; tokens are left out.
+    The settings are those fields of the configuration that differ from their defaults; tokens are left out. `facts` is
+    what was found out beyond them, such as a fitted temperature.
     """
     args = trainer.args
     settings = {}
@@ -29,6 +30,7 @@ def write_run_info(trainer: Any) -> None:
         "trainer": type(trainer).__name__,
         "model": _model_name(trainer.model),
         "weighting": trainer._options.name,
+        **facts,
         "settings": settings,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,

@@ -6,6 +6,7 @@ import transformers
 import trl
 
 from .options import ExampleArguments
+from .preference_options import PreferenceArguments
 
 
 @dataclass
@@ -20,3 +21,17 @@ class SFTConfig(ExampleArguments, trl.SFTConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.SFTTrainer`]: those of [`trl.SFTConfig`] and
 
     {ExampleArguments.__doc__}"""
+
+
+@dataclass
+class DPOConfig(PreferenceArguments, trl.DPOConfig):
+    __doc__ = f"""Arguments of [`hf_gradkit.DPOTrainer`]: those of [`trl.DPOConfig`] and
+
+    {PreferenceArguments.__doc__}
+
+    {ExampleArguments.__doc__}"""
+
+
+@dataclass
+class RewardConfig(trl.RewardConfig):
+    """Arguments of [`hf_gradkit.RewardTrainer`]: those of [`trl.RewardConfig`]."""

@@ -1,5 +1,6 @@
 """What the trainers share: example columns, weights, logs and state around a parent's training step."""
 
+import inspect
 import logging
 import os
 from abc import abstractmethod
@@ -30,34 +31,28 @@ class ExampleWeightingMixin:
 
     _weigher: ExampleWeigher | None = None
 
-    def __init__(
-        self,
-        model=None,
-        args=None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        *positional,
-        **keywords,
-    ):
+    _rows_per_example = 1  # of a batch
+
+    def __init__(self, *positional, **keywords):
+        given = inspect.signature(super().__init__).bind(*positional, **keywords).arguments
+        args, train_dataset = given.get("args"), given.get("train_dataset")
         self._options = self._read_options(args)
         check_processes(args)
         if train_dataset is not None:
             check_not_empty(train_dataset)
         if self._options.active and train_dataset is not None:
-            train_dataset = self._attach_columns(train_dataset, args)
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords)
+            given["train_dataset"] = self._attach_columns(train_dataset, args)
+        super().__init__(**given)
         if self._options.active:
             self._check_combination()
             check_labels(self.train_dataset)
-            self._weigher = ExampleWeigher(
-                self._options.method,
-                self._options.comparison,
-                self.accelerator,
-                ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None,
-            )
+            self._weigher = self._make_weigher()
             self._step_totals: dict[str, Tensor] = {}
             self._ahead: list[Any] = []  # the step's batches, until they are weighed ahead
+
+    def _make_weigher(self) -> ExampleWeigher:
+        log = ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None
+        return ExampleWeigher(self._options.method, self._options.comparison, self.accelerator, log)
 
     def _read_options(self, args: Any) -> ExampleOptions:
         return ExampleOptions.of(args)
@@ -106,7 +101,11 @@ class ExampleWeightingMixin:
         if self._options.active:
             self._set_signature_columns_if_needed()
             self.data_collator = ExampleCollator(
-                collator, self._options.columns, training=is_training, keep=self._model_columns
+                collator,
+                self._options.columns,
+                training=is_training,
+                keep=self._model_columns,
+                rows_per_example=self._rows_per_example,
             )
         try:
             return super()._get_dataloader(
@@ -120,8 +119,16 @@ class ExampleWeightingMixin:
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self._weigher is not None:
-            self._weigher.start(max_steps, self._load_weighting_state(resume_from_checkpoint))
+            self._start(max_steps, self._load_weighting_state(resume_from_checkpoint))
         return prepared
+
+    def _start(self, max_steps: int, state: dict[str, Any] | None) -> None:
+        """Begin a run of `max_steps` optimizer steps, fresh or from what `_training_state` returned."""
+        self._weigher.start(max_steps, state)
+
+    def _training_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as tensors and plain numbers. Runs on all ranks."""
+        return self._weigher.state_dict()
 
     def _load_weighting_state(self, checkpoint: str | None) -> dict[str, Any] | None:
         if checkpoint is None:
@@ -138,7 +145,7 @@ class ExampleWeightingMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self._weigher is not None:
-            state = self._weigher.state_dict()  # on all ranks: each writes its part of the example log
+            state = self._training_state()  # on all ranks: each writes its part of the example log
             if self.args.should_save:
                 path = Path(output_dir) / STATE_FILE
                 torch.save(state, path.with_suffix(".tmp"))
@@ -153,7 +160,7 @@ class ExampleWeightingMixin:
         if self._weigher is None:
             return super().train(*positional, **keywords)
         if self.args.should_save:
-            write_run_info(self)
+            write_run_info(self, self._run_facts())
         try:
             result = super().train(*positional, **keywords)
             check_trained(self._weigher.tokens_seen, self.state.global_step)
@@ -163,6 +170,10 @@ class ExampleWeightingMixin:
             # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
             if self.args.should_save and self.state.log_history:
                 self.save_state()
+
+    def _run_facts(self) -> dict[str, Any]:
+        """Return what the run's information file holds of the method besides the settings."""
+        return {}
 
     def log(self, logs: dict[str, float], *positional, **keywords) -> None:
         # Evaluation logs have prefixed keys and no training figures in them.

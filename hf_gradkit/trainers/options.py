@@ -6,7 +6,8 @@ from typing import Any
 
 from ..data.columns import ExampleColumns
 from ..weighting.base import LossRecord
-from ..weighting.scope import Comparison, build_weighting
+from ..weighting.build import build_weighting
+from ..weighting.scope import Comparison
 
 
 @dataclass
@@ -68,12 +69,16 @@ class ExampleArguments:
 
     def __post_init__(self):
         if isinstance(self.weighting_kwargs, str):
-            self.weighting_kwargs = _parse_json("weighting_kwargs", self.weighting_kwargs)
-        ExampleOptions.of(self)  # says now what is wrong, before a model is loaded
+            self.weighting_kwargs = parse_json("weighting_kwargs", self.weighting_kwargs)
+        self._check_options()  # says now what is wrong, before a model is loaded
         super().__post_init__()
 
+    def _check_options(self) -> None:
+        ExampleOptions.of(self)
 
-def _parse_json(name: str, text: str) -> dict[str, Any]:
+
+def parse_json(name: str, text: str) -> dict[str, Any]:
+    """Return the dictionary that the command line gave as JSON for the field `name`, or raise `ValueError`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -112,14 +117,18 @@ class ExampleOptions:
         Raises:
             ValueError: naming the field, the value and what to set instead.
         """
+        options = cls(**cls._read(args))
+        options._check(args)
+        if options.active:
+            options._check_training(args)
+        return options
+
+    @classmethod
+    def _read(cls, args: Any) -> dict[str, Any]:
+        """Return the values of this class's fields."""
         name = getattr(args, "weighting", "none")
         kwargs = getattr(args, "weighting_kwargs", None) or {}
-        method, comparison = build_weighting(name, kwargs)
-        if method.record_type is not LossRecord:
-            raise ValueError(
-                f"`weighting` is {name!r}, which weighs preference pairs by their reward margin, and not single "
-                "examples by their loss. Choose 'linupper', 'quadratic' or 'extremes' here."
-            )
+        method, around = build_weighting(name, kwargs)
         if name == "none":
             method = None
             without_effect = [key for key in kwargs if key != "normalization"]
@@ -133,24 +142,32 @@ class ExampleOptions:
             group=getattr(args, "group_column", None),
             example_id=getattr(args, "example_id_column", None),
         )
-        options = cls(
-            name=name,
-            method=method,
-            comparison=comparison,
-            columns=columns,
-            normalize_weights=getattr(args, "normalize_weight_column", False),
-            log=getattr(args, "example_log", False),
-        )
-        if options.normalize_weights and columns.weight is None:
-            raise ValueError("`normalize_weight_column` is True, but there is no `weight_column`. Name the column.")
-        if columns.example_id is not None and not options.log:
+        return {
+            "name": name,
+            "method": method,
+            "comparison": around,
+            "columns": columns,
+            "normalize_weights": getattr(args, "normalize_weight_column", False),
+            "log": getattr(args, "example_log", False),
+        }
+
+    def _check(self, args: Any) -> None:
+        """Refuse options that do not go together, on or off."""
+        if self.method is not None and self.method.record_type is not LossRecord:
             raise ValueError(
-                f"`example_id_column` is {columns.example_id!r}, but no example log is written. Set "
+                f"`weighting` is {self.name!r}, which weighs preference pairs by their reward margin, and not single "
+                "examples by their loss. Choose 'linupper', 'quadratic' or 'extremes' here."
+            )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        if self.normalize_weights and self.columns.weight is None:
+            raise ValueError("`normalize_weight_column` is True, but there is no `weight_column`. Name the column.")
+        if self.columns.example_id is not None and not self.log:
+            raise ValueError(
+                f"`example_id_column` is {self.columns.example_id!r}, but no example log is written. Set "
                 "`example_log=True`, or leave the column out."
             )
-        if options.active:
-            options._check_training(args)
-        return options
 
     @property
     def active(self) -> bool:

@@ -13,8 +13,9 @@ from ..data.columns import ExampleInfo
 from ..data.seen import SeenItems
 from ..reporting.example_log import ROWS_PER_PART, ExampleLog
 from ..reporting.example_metrics import ExampleMetrics, effective_sample_size
-from ..weighting.base import multipliers_of
+from ..weighting.base import PairRecord, multipliers_of
 from ..weighting.scope import Comparison, RunningWindow
+from .gathering import gather_rows
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,25 @@ class ExampleWeigher:
     exchange.
 
     Args:
-        method: maps a `LossRecord` to multipliers, or None when only columns (weights, groups, log) are in use.
+        method: maps a `LossRecord` or a `PairRecord` to multipliers, or None when only columns (weights, groups, log)
+            are in use.
         comparison: which examples are compared.
         accelerator: the trainer's.
         log: where each example's loss and weight are written, or None.
+        temperature: what reward margins are divided by before they are weighed.
     """
 
-    def __init__(self, method: Any, comparison: Comparison, accelerator: Accelerator, log: ExampleLog | None):
+    def __init__(
+        self,
+        method: Any,
+        comparison: Comparison,
+        accelerator: Accelerator,
+        log: ExampleLog | None,
+        temperature: float = 1.0,
+    ):
         self.method = method
         self.comparison = comparison
+        self.temperature = temperature
         self.accelerator = accelerator
         self.log = log
         self.metrics = ExampleMetrics()
@@ -127,6 +138,8 @@ class ExampleWeigher:
         if ess is None and counted.any():
             ess = effective_sample_size(multipliers[counted])
 
+        if info.margin is not None:
+            self.metrics.add_margins(table["margin"][counted], self.temperature)
         running = self.method is not None and self.comparison.scope == "running"
         self.metrics.add_weights(multipliers[counted], ess, self.window.mean if running else None)
         if self.comparison.normalization == "token":
@@ -165,6 +178,9 @@ class ExampleWeigher:
         if not valid.any():
             return torch.ones_like(losses), None
         multipliers = torch.ones_like(losses)
+        if self.method.record_type is PairRecord:
+            multipliers[valid] = multipliers_of(self.method, table["margin"][valid] / self.temperature)
+            return multipliers, effective_sample_size(multipliers[valid])
         if scope == "step":
             preset = table["multipliers"]
             known = ~preset.isnan()  # NaN: warm-up
@@ -193,24 +209,16 @@ class ExampleWeigher:
                 f"There are {len(sums)} losses for a batch of {n} examples. A `per_example_loss` must return one "
                 "value an example, in the batch's order."
             )
-        preset = info.multipliers if info.multipliers is not None else torch.full((n,), float("nan"))
-        groups = [self._group_code(name) for name in info.group] if info.group else [0] * n
-        carried = torch.stack([t.double() for t in (info.index, info.item, info.weight, preset, torch.tensor(groups))])
+        unknown = torch.full((n,), float("nan"))
+        preset = info.multipliers if info.multipliers is not None else unknown
+        margin = info.margin if info.margin is not None else unknown
+        groups = torch.tensor([self._group_code(name) for name in info.group] if info.group else [0] * n)
+        carried = torch.stack([t.double() for t in (info.index, info.item, info.weight, preset, margin, groups)])
         alone = self.accelerator.num_processes == 1
         place = torch.device("cpu") if alone else self.accelerator.device
         measured = torch.stack([sums.detach(), tokens.to(sums.dtype)]).to(place).double()
-        local = torch.cat([measured, carried.to(place)]).T  # (n, 7)
-        if alone:
-            gathered, mine = local, slice(0, n)
-        else:
-            # Ranks can hold different numbers of examples (packed rows, last batches): pad, gather, drop the padding.
-            marked = torch.cat([local.new_ones(n, 1), local], dim=1)
-            padded = self.accelerator.pad_across_processes(marked, dim=0, pad_index=0)
-            everything = self.accelerator.gather(padded).cpu()
-            real = everything[:, 0] == 1
-            first = int(real[: self.accelerator.process_index * len(padded)].sum())
-            gathered, mine = everything[real, 1:], slice(first, first + n)
-        names = ("sums", "tokens", "index", "item", "weight", "multipliers", "group")
+        gathered, mine = gather_rows(self.accelerator, torch.cat([measured, carried.to(place)]).T)
+        names = ("sums", "tokens", "index", "item", "weight", "multipliers", "margin", "group")
         return dict(zip(names, gathered.T, strict=True)), mine
 
     def _group_code(self, name: str) -> int:
@@ -265,6 +273,8 @@ class ExampleWeigher:
             "tokens": tokens[counted].long().tolist(),
             "weight": multipliers[counted].tolist(),
         }
+        if info.margin is not None:
+            rows["margin"] = [m for m, k in zip(info.margin.tolist(), keep, strict=True) if k]
         if info.group is not None:
             rows["group"] = [g for g, k in zip(info.group, keep, strict=True) if k]
         self.log.add(rows)

@@ -1,19 +1,25 @@
-"""Weighting methods: losses in, one multiplier an example out. One method, one file; no trainer needed."""
+"""Weighting methods: losses or reward margins in, one multiplier an example out.
+
+One method, one file; no trainer needed.
+"""
 
 from torch import Tensor
 
-from .base import LossRecord, LossWeighting
+from .base import LossRecord, LossWeighting, PairRecord
+from .build import build_weighting
+from .calibration import Calibration, fit_temperature, margin_nll
 from .extremes import Extremes
 from .linupper import LinUpper
-from .madpo import MADPO, PairRecord, madpo_weights
+from .madpo import MADPO, madpo_weights
 from .quadratic import Quadratic
 from .registry import METHODS, build_method, find_method
-from .scope import Comparison, RunningWindow, build_weighting
+from .scope import Comparison, RunningWindow
 from .uniform import Uniform
 
 __all__ = [
     "MADPO",
     "METHODS",
+    "Calibration",
     "Comparison",
     "Extremes",
     "LinUpper",
@@ -26,8 +32,10 @@ __all__ = [
     "build_method",
     "build_weighting",
     "find_method",
+    "fit_temperature",
     "loss_weights",
     "madpo_weights",
+    "margin_nll",
 ]
 
 

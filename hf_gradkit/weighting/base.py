@@ -28,6 +28,17 @@ class LossRecord:
 
 
 @dataclass(frozen=True)
+class PairRecord:
+    """What is known of preference pairs.
+
+    Attributes:
+        margins: reward of the chosen minus reward of the rejected answer, as a Bradley-Terry logit. (n,)
+    """
+
+    margins: Tensor
+
+
+@dataclass(frozen=True)
 class LossWeighting(ABC):
     """A method that turns compared losses into multipliers with mean 1.
 
@@ -104,31 +115,45 @@ def check_losses(losses: Tensor) -> Tensor:
     """Return the losses detached and in at least float32, or say what is wrong with them."""
     if losses.dim() != 1 or len(losses) == 0:
         raise ValueError(f"Losses must have shape (n,) with n >= 1, but they have shape {tuple(losses.shape)}.")
-    losses = losses.detach()
-    if losses.dtype != torch.float64:
-        losses = losses.float()
-    bad = (~torch.isfinite(losses)).nonzero().flatten()
+    return check_finite(losses, "Losses")
+
+
+def check_finite(values: Tensor, name: str) -> Tensor:
+    """Return finite values, (n,), detached and in at least float32, or say what is wrong with them."""
+    if values.dim() != 1:
+        raise ValueError(f"{name} must have shape (n,), but they have shape {tuple(values.shape)}.")
+    values = values.detach()
+    if values.dtype != torch.float64:
+        values = values.float()
+    bad = (~torch.isfinite(values)).nonzero().flatten()
     if len(bad):
-        raise ValueError(f"Losses must be finite, but those at positions {bad[:10].tolist()} are not.")
-    return losses
+        raise ValueError(f"{name} must be finite, but those at positions {bad[:10].tolist()} are not.")
+    return values
 
 
-def multipliers_of(method: Any, losses: Tensor) -> Tensor:
-    """Return what a method gives the compared losses, (n,) -> (n,), or say what is wrong with it.
+def multipliers_of(method: Any, values: Tensor) -> Tensor:
+    """Return what a method gives compared losses, or the margins of pairs, or say what is wrong with it.
+
+    Args:
+        method: maps its `record_type` to multipliers.
+        values: the record's losses or margins. (n,)
+
+    Returns:
+        Multipliers, detached. (n,)
 
     Raises:
         ValueError: if a method gives another shape, a negative number, or one that is not finite.
     """
-    u = method(LossRecord(losses))
-    if not isinstance(u, Tensor) or u.shape != losses.shape:
+    u = method(method.record_type(values))
+    if not isinstance(u, Tensor) or u.shape != values.shape:
         shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-        problem = f"returned {shape} for {len(losses)} losses, where one multiplier each is needed"
+        problem = f"returned {shape} for {len(values)} examples, where one multiplier each is needed"
     elif not torch.isfinite(u).all():
         problem = "returned multipliers that are not finite"
     elif (u < 0).any():
         problem = f"returned negative multipliers (the smallest is {u.min().item():.4g}), which would unlearn examples"
     else:
-        return u.detach().to(losses)
+        return u.detach().to(values)
     raise ValueError(f"The weighting method {method!r} {problem}.")
 
 

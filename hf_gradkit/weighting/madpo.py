@@ -1,8 +1,11 @@
 """MADPO: pairs are amplified or dampened by how far a reward model says the chosen answer is ahead.
 
+Not to be trained on raw margins of a public reward model: see [`~hf_gradkit.weighting.fit_temperature`].
+
 Letters: `h` signed reward margin r(x, chosen) - r(x, rejected), in logits (n,); `s` the sigmoid.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,18 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import check_numbers
-
-
-@dataclass(frozen=True)
-class PairRecord:
-    """What is known of preference pairs.
-
-    Attributes:
-        margins: reward of the chosen minus reward of the rejected answer, as a Bradley-Terry logit. (n,)
-    """
-
-    margins: Tensor
+from .base import PairRecord, check_finite, check_numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +33,7 @@ class MADPO:
         c_min: smallest, in [0, 1); None for 1 / c_max, as in the paper's experiments.
         steepness: the paper's lambda, above 0.
         tau: the margin at which nothing changes, above 0; 6.907 is a preference probability of .999.
+        tau_probability: tau as that probability instead, in (0.5, 1): tau = ln(p / (1 - p)). None leaves `tau`.
 
     Raises:
         ValueError: naming the field and the value that is out of its domain.
@@ -50,11 +43,12 @@ class MADPO:
     c_min: float | None = None
     steepness: float = 1.0
     tau: float = 6.907
+    tau_probability: float | None = None
 
     record_type: ClassVar[type] = PairRecord
 
     def __post_init__(self):
-        check_numbers(self, optional=("c_min",))
+        check_numbers(self, optional=("c_min", "tau_probability"))
         if not 1 < self.c_max < float("inf"):
             raise ValueError(f"`c_max` must be above 1, but it is {self.c_max}: it amplifies small margins.")
         if self.c_min is not None and not 0 <= self.c_min < 1:
@@ -64,13 +58,29 @@ class MADPO:
         for name in ("steepness", "tau"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be above 0, but it is {getattr(self, name)}.")
+        if self.tau_probability is not None:
+            if not 0.5 < self.tau_probability < 1:
+                raise ValueError(
+                    f"`tau_probability` must be in (0.5, 1), but it is {self.tau_probability}. It is the probability "
+                    "of preferring the chosen answer at which nothing changes, such as 0.999."
+                )
+            if self.tau != type(self).tau:
+                raise ValueError(
+                    f"Both `tau` ({self.tau}) and `tau_probability` ({self.tau_probability}) are set. Keep one."
+                )
+
+    @property
+    def threshold(self) -> float:
+        """The margin at which nothing changes, from `tau` or `tau_probability`."""
+        p = self.tau_probability
+        return self.tau if p is None else math.log(p / (1 - p))
 
     def coefficient(self, size: Tensor) -> Tensor:
         """Return c(a) for margin sizes a = |h|, between c_min and c_max. (n,) -> (n,)"""
         c_min = 1 / self.c_max if self.c_min is None else self.c_min
         # ln of (c_max - 1)/(1 - c_min) * exp(steepness * (a - tau)), kept in the exponent so that it cannot overflow
         shift = torch.log(torch.tensor((self.c_max - 1) / (1 - c_min), dtype=size.dtype, device=size.device))
-        return c_min + (self.c_max - c_min) * torch.sigmoid(-(shift + self.steepness * (size - self.tau)))
+        return c_min + (self.c_max - c_min) * torch.sigmoid(-(shift + self.steepness * (size - self.threshold)))
 
     def __call__(self, record: PairRecord) -> Tensor:
         """Return the weight of each pair: (n,), detached, between 0 and 2.
@@ -78,15 +88,9 @@ class MADPO:
         Raises:
             ValueError: if the margins are not one-dimensional or not finite (the first positions are named).
         """
-        h = record.margins.detach()
-        if h.dim() != 1:
-            raise ValueError(f"Margins must have shape (n,), but they have shape {tuple(h.shape)}.")
-        h = h if h.dtype == torch.float64 else h.float()
-        bad = (~torch.isfinite(h)).nonzero().flatten()
-        if len(bad):
-            raise ValueError(f"Margins must be finite, but those at positions {bad[:10].tolist()} are not.")
+        h = check_finite(record.margins, "Margins")
         weight = torch.exp(F.logsigmoid(self.coefficient(h.abs()) * h) - F.logsigmoid(h))
-        return torch.where(h > -self.tau, weight, torch.ones_like(weight))
+        return torch.where(h > -self.threshold, weight, torch.ones_like(weight))
 
 
 def madpo_weights(

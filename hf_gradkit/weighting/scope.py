@@ -1,15 +1,14 @@
 """Which examples are compared with each other: the micro-batch, a running window, or the whole optimizer step."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._text import did_you_mean, listing
+from .._text import listing
 from .base import multipliers_of
-from .registry import build_method, find_method, option_names
 
 SCOPES = ("running", "micro_batch", "step")
 NORMALIZATIONS = ("token", "sequence")
@@ -53,26 +52,6 @@ class Comparison:
     def warmup_steps(self, max_steps: int) -> int:
         """Return how many optimizer steps at the start of a run of `max_steps` use no weights."""
         return math.ceil(self.warmup_ratio * max_steps)
-
-
-def build_weighting(name: str, options: dict[str, Any]) -> tuple[Any, Comparison]:
-    """Return the method `name` and the comparison, from one flat dictionary of options.
-
-    Raises:
-        ValueError: for an unknown method or option (naming the known ones) or a value out of its domain.
-    """
-    of_comparison = [field.name for field in fields(Comparison)]
-    of_method = option_names(find_method(name))
-    for option in options:
-        if option not in of_comparison and option not in of_method:
-            known = [*of_method, *of_comparison]
-            raise ValueError(
-                f"`weighting_kwargs` has no option {option!r} for weighting={name!r}.{did_you_mean(option, known)} "
-                f"Known options: {listing(known)}."
-            )
-    method = build_method(name, {key: value for key, value in options.items() if key in of_method})
-    comparison = Comparison(**{key: value for key, value in options.items() if key in of_comparison})
-    return method, comparison
 
 
 class RunningWindow:
