@@ -74,8 +74,7 @@ def write_pairs(path: Path, rows: list[dict]) -> Path:
 
 def one_by_one(model, sequences) -> torch.Tensor:
     """The oracle: each sequence alone, unpadded, in float64, and the head on its last token. (n,)"""
-    model = type(model)(model.config).double().eval() if False else model.double().eval()
-    rewards = []
+    rewards, model = [], model.double().eval()
     with torch.no_grad():
         for ids in sequences:
             hidden = model.model(torch.tensor(ids)[None]).last_hidden_state

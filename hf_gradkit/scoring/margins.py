@@ -235,7 +235,7 @@ class PairScoring:
 
     @cached_property
     def identical(self) -> int:
-        """How many pairs have the same completion twice, with a warning; looks at all pairs, and refuses empty ones."""
+        """How many pairs have the same completion twice; warns of them, and refuses empty completions."""
         number = check_pairs(self.dataset)
         if number:
             logger.warning(identical_message(number, len(self.dataset), "their margin is zero, up to rounding"))

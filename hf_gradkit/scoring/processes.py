@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -11,18 +12,20 @@ T = TypeVar("T")
 
 
 def world() -> PartialState:
-    """Return the state of the processes that were launched together.
+    """Return the state of the processes that were launched together, made if nothing has made it yet.
 
     Raises:
         ValueError: if several were started, but this one knows nothing of the others.
     """
-    state = PartialState()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # Without `cpu=True`, processes on a machine without an accelerator would know nothing of each other.
+    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available())
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and state.num_processes == 1:
         raise ValueError(
-            f"{started} processes were started, but this one would score alone, and each of them everything. On a "
-            "machine without an accelerator create `accelerate.PartialState(cpu=True)` (or set use_cpu=True in the "
-            "trainer's arguments) first, so that they share the work."
+            f"{started} processes were started, but this one would score alone, and each of them everything. "
+            "`accelerate.PartialState()` was made without cpu=True on a machine without an accelerator: pass it, or set "
+            "use_cpu=True in the trainer's arguments."
         )
     return state
 
