@@ -34,9 +34,10 @@ def draw_differences(table: dict, path: Path) -> None:
 def draw_distance(runs: dict, path: Path, log_probs: bool = False) -> None:
     """Draw true and proxy reward against KL from the reference, and log-probs of the chosen over steps if asked."""
     rows = 3 if log_probs else 2
-    figure, axes = plt.subplots(rows, len(QUALITIES), figsize=(10, 2.9 * rows), squeeze=False)
-    for column, quality in enumerate(QUALITIES):
-        for i, (arm, of_seed) in enumerate(runs[quality].items()):
+    width = 10 if len(runs) > 1 else 4.5
+    figure, axes = plt.subplots(rows, len(runs), figsize=(width, 2.9 * rows), squeeze=False)
+    for column, (quality, of_arm) in enumerate(runs.items()):
+        for i, (arm, of_seed) in enumerate(of_arm.items()):
             if not of_seed:
                 continue
             kl, style = _mean_curve(of_seed, "kl"), {"marker": ".", "lw": 1, "color": f"C{i}", "label": arm}

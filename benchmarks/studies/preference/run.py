@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-STAGES = ("policies", "worlds", "tuning", "long", "final")
+STAGES = ("policies", "worlds", "tuning", "final", "long")
 
 
 def _start() -> None:
@@ -74,38 +74,42 @@ def tasks(stage: str, output: str, chosen: dict) -> list[tuple]:
     """Return the tasks of a stage."""
     import arms
 
-    every = arms.TUNING_SEEDS + arms.SEEDS
+    every = (arms.TUNING_SEED, *arms.SEEDS)
     if stage == "policies":
         return [(stage, output, seed, "", "", 0, 0) for seed in every]
     if stage == "worlds":
         return [(stage, output, seed, q, "", 0, 0) for seed, q in itertools.product(every, arms.QUALITIES)]
     if stage == "tuning":
-        keys = itertools.product(arms.TUNING_SEEDS, arms.QUALITIES, arms.ARMS)
-        return [(stage, output, *key, i, arms.STEPS) for key in keys for i in range(len(arms.ARMS[key[2]].settings))]
+        keys = itertools.product(arms.QUALITIES, arms.ARMS)
+        return [
+            (stage, output, arms.TUNING_SEED, *key, i, arms.STEPS)
+            for key in keys
+            for i in range(len(arms.ARMS[key[1]].settings))
+        ]
     if stage == "long":
-        keys = itertools.product(arms.SEEDS, arms.QUALITIES, arms.LONG_ARMS)
+        keys = itertools.product(arms.SEEDS, arms.LONG_QUALITIES, arms.LONG_ARMS)
         return [(stage, output, *key, 0, arms.LONG_STEPS) for key in keys]
     keys = itertools.product(arms.SEEDS, arms.QUALITIES, arms.ARMS)
-    return [(stage, output, *key, chosen[key[1]][key[2]]["index"], arms.STEPS) for key in keys]
+    return [(stage, output, *key, chosen[key[2]]["index"], arms.STEPS) for key in keys]
 
 
 def choose(output: Path) -> dict:
-    """Choose each arm's setting for each quality: the highest mean true reward over the tuning seeds.
+    """Choose each arm's setting: the highest true reward on the tuning seed, averaged over the qualities.
 
-    A run that gave no finite reward counts as minus infinity; of equal ones the first is taken.
+    A setting with a missing run or no finite reward counts as minus infinity; of equal ones the first is taken.
     """
     import arms
 
     chosen = {}
-    for quality, (name, arm) in itertools.product(arms.QUALITIES, arms.ARMS.items()):
+    for name, arm in arms.ARMS.items():
         means = []
         for i in range(len(arm.settings)):
-            paths = [output / "tuning" / f"{quality}-{name}-{i}-seed{seed}.json" for seed in arms.TUNING_SEEDS]
+            paths = [_path(("tuning", output, arms.TUNING_SEED, quality, name, i, 0)) for quality in arms.QUALITIES]
             figures = [json.loads(path.read_text())["curve"][-1]["true"] for path in paths if path.exists()]
             whole = len(figures) == len(paths) and all(abs(figure) < 1e9 for figure in figures)
             means.append(statistics.fmean(figures) if whole else float("-inf"))
         index = means.index(max(means))
-        chosen.setdefault(quality, {})[name] = {"index": index, "setting": arm.settings[index], "means": means}
+        chosen[name] = {"index": index, "setting": arm.settings[index], "means": means}
     return chosen
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import figures
-from arms import ARMS, LONG_ARMS, QUALITIES, SEEDS
+from arms import ARMS, LONG_ARMS, LONG_QUALITIES, QUALITIES, SEEDS
 from world import write_json
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
@@ -61,9 +61,9 @@ def at_kl(curve: list[dict], kl: float, figure: str = "true") -> float | None:
     return None
 
 
-def load(folder: Path, arms) -> dict[str, dict[str, dict[int, dict]]]:
+def load(folder: Path, arms, qualities=QUALITIES) -> dict[str, dict[str, dict[int, dict]]]:
     """Return the runs of a stage as {quality: {arm: {seed: result}}}; a run that is missing is named."""
-    found = {quality: {arm: {} for arm in arms} for quality in QUALITIES}
+    found = {quality: {arm: {} for arm in arms} for quality in qualities}
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
         found[run["quality"]][run["arm"]][run["seed"]] = run
@@ -187,20 +187,20 @@ def main() -> None:
     parser.add_argument("--summary", type=Path, required=True)
     args = parser.parse_args()
     args.summary.mkdir(parents=True, exist_ok=True)
-    final, long = load(args.output / "final", ARMS), load(args.output / "long", LONG_ARMS)
+    final, long = load(args.output / "final", ARMS), load(args.output / "long", LONG_ARMS, LONG_QUALITIES)
     table, long_table, models = compare(final), compare(long), reward_models(args.output)
-    pooled, long_pooled = pool(table), pool(long_table)
+    pooled = pool(table)
     print("## Comparison")
     print_tables(table, pooled)
     print("\n## One beta")
-    print_tables(long_table, long_pooled)
+    print_tables(long_table, None)
     print("\n## Reward models\n")
     for quality, row in models.items():
         print(f"{quality}: held-out pairs in the true order {show(row['held_out_order'])}")
         for name in ("in_sample", "cross_fitted", "true_margin"):
             print(f"  {name}: " + ", ".join(f"{key} {show(value)}" for key, value in row[name].items()))
     chosen = json.loads((args.output / "chosen.json").read_text())
-    numbers = {"comparison": table, "pooled": pooled, "one_beta": long_table, "one_beta_pooled": long_pooled}
+    numbers = {"comparison": table, "pooled": pooled, "one_beta": long_table}
     write_json(args.summary / "preference.json", numbers | {"reward_models": models, "chosen": chosen})
     figures.draw_differences(table, args.summary / "differences.png")
     figures.draw_distance(final, args.summary / "distance.png")
