@@ -8,15 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import group_figure, loss_figure, require_matplotlib, weight_figure
+from .figures import (
+    beta_figure,
+    drift_figure,
+    group_figure,
+    implicit_reward_figure,
+    loss_figure,
+    margin_figure,
+    require_matplotlib,
+    reward_model_figure,
+    weight_figure,
+)
 from .runs import Run, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The page's sections: title, what one sees, and the figure, which is None where the runs have nothing to show.
-SECTIONS: list[tuple[str, str, Callable[[list[Run]], "Figure | None"]]] = [
-    ("Losses", "Training loss without weights, so that runs can be compared, and validation loss.", loss_figure),
+# A section: title, what one sees, and the figure, which is None where the runs have nothing to show.
+Section = tuple[str, str, Callable[[list[Run]], "Figure | None"]]
+SECTIONS: list[Section] = [
+    (
+        "Losses",
+        "Training loss without weights, so that runs can be compared, and validation loss. Where pairs were weighted "
+        "or trained on one of hf_gradkit's objectives, the training loss shown is their plain DPO loss.",
+        loss_figure,
+    ),
     (
         "Weights",
         "How many of the compared examples the weights leave effective, and how far weights spread. Mean weight far "
@@ -25,14 +41,51 @@ SECTIONS: list[tuple[str, str, Callable[[list[Run]], "Figure | None"]]] = [
     ),
     ("Groups", "Loss and weight of each group of the group column, over all processes.", group_figure),
 ]
+# Sections that are left out where the runs have nothing to show.
+FURTHER_SECTIONS: list[Section] = [
+    (
+        "Implicit rewards",
+        "What the policy has learned of the preferences: beta times the log-probability that it gives an answer over "
+        "the reference's, and how often the chosen answer's is the larger one.",
+        implicit_reward_figure,
+    ),
+    (
+        "Drift of log-probabilities",
+        "How likely the answers have become, compared with the reference. Where the chosen answers' line falls, the "
+        "policy prefers them only because the rejected ones fall faster, and moves to answers that no pair contains.",
+        drift_figure,
+    ),
+    (
+        "Reward margins",
+        "What MADPO weighs by: the margins of the reward model, divided by the fitted temperature. An agreement of "
+        "nearly 1 is one of a model that has seen these pairs.",
+        margin_figure,
+    ),
+    (
+        "beta-DPO",
+        "The beta that each micro-batch's margins set, and the moving mean and standard deviation that it follows.",
+        beta_figure,
+    ),
+    (
+        "Reward model",
+        "How many pairs the reward model orders as they are labelled, and how far apart it puts their answers.",
+        reward_model_figure,
+    ),
+]
 
-# Columns of the summary: heading, key, whether the last value or (None) something of the settings.
+# Columns of the summary: heading and key, of which the last value is shown; columns without any value are left out.
 SUMMARY = [
     ("steps", "step"),
     ("training loss", "loss"),
     ("unweighted", "loss/unweighted"),
     ("validation loss", "eval_loss"),
     ("effective sample size", "weights/ess"),
+    ("pairs ordered as labelled", "rewards/accuracies"),
+    ("of validation pairs", "eval_rewards/accuracies"),
+    ("drift of chosen", "logps/chosen_drift"),
+    ("margin temperature", "margins/temperature"),
+    ("accuracy", "accuracy"),
+    ("validation accuracy", "eval_accuracy"),
 ]
 
 STYLE = """
@@ -69,8 +122,11 @@ def render(runs: list[Run]) -> str:
     """Return the page as HTML with its figures inside; it loads nothing."""
     title = "hf_gradkit report: " + ", ".join(run.name for run in runs)
     parts = [_summary(runs), _settings(runs)]
-    for name, text, draw in SECTIONS:
+    for section in (*SECTIONS, *FURTHER_SECTIONS):
+        name, text, draw = section
         figure = draw(runs)
+        if figure is None and section in FURTHER_SECTIONS:
+            continue
         if figure is not None:
             image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
         else:
@@ -99,11 +155,21 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def _summary(runs: list[Run]) -> str:
+    shown = [(heading, key) for heading, key in SUMMARY if any(run.last(key) is not None for run in runs)]
     rows = []
     for run in runs:
-        values = [run.last(key) for _, key in SUMMARY]
-        rows.append([run.name, run.info.get("weighting", ""), *(_number(value) for value in values)])
-    return _table(["run", "weighting", *(heading for heading, _ in SUMMARY)], rows)
+        values = [run.last(key) for _, key in shown]
+        rows.append([run.name, _method(run), *(_number(value) for value in values)])
+    return _table(["run", "method", *(heading for heading, _ in shown)], rows)
+
+
+def _method(run: Run) -> str:
+    """Return the loss types of a preference run and the weighting, as far as they are known."""
+    loss_types = run.info.get("loss_type") or []
+    weighting = run.info.get("weighting", "")
+    if weighting == "none" and loss_types:
+        weighting = ""
+    return ", ".join([*loss_types, *([weighting] if weighting else [])])
 
 
 def _settings(runs: list[Run]) -> str:

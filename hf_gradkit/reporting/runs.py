@@ -45,6 +45,14 @@ class Run:
         prefix = "group_loss/"
         return sorted({key[len(prefix) :] for entry in self.history for key in entry if key.startswith(prefix)})
 
+    @property
+    def kind(self) -> str:
+        """What the run trained on, from the keys of its logs: "pairs", "rewards" or "text"."""
+        keys = {key for entry in self.history for key in entry}
+        if "rewards/margins" in keys:  # of DPOTrainer, TRL's and ours
+            return "pairs"
+        return "rewards" if {"accuracy", "margin"} <= keys else "text"  # the former: of RewardTrainer
+
     def steps_to(self, key: str, value: float) -> int | None:
         """Return the first step at which a figure was at or below `value`, or None."""
         return next((step for step, seen in zip(*self.series(key), strict=True) if seen <= value), None)
