@@ -4,15 +4,18 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import WORDS
 
+KINDS = ("plain", "prompt", "messages", "messages prompt")
+
 
 def make_pairs(n: int, kind: str = "plain", seed: int = 0) -> list[dict]:
-    """Return pairs of unequal length, two with each prompt; kind is plain, prompt, messages or messages prompt."""
+    """Return pairs of unequal length, two with each prompt; of one of `KINDS`."""
     rng = random.Random(seed)
     rows = []
     for number in range(n):
@@ -81,3 +84,8 @@ def one_by_one(model, sequences) -> torch.Tensor:
             rewards.append(model.score(hidden[0, -1]).item())
     model.float()
     return torch.tensor(rewards, dtype=torch.float64)
+
+
+def rewards_of(scored: Dataset) -> np.ndarray:
+    """Return the rewards of chosen and rejected of scored data. (n, 2)"""
+    return np.array([scored["reward_chosen"], scored["reward_rejected"]]).T

@@ -105,7 +105,7 @@ def run(
             the evaluation data (or None).
         argv: the arguments; those of the process when None.
         options_class: a dataclass of further arguments.
-        work: does the training; `train_and_save` when None.
+        work: does the training and ends the run; one model is trained and saved when None.
     """
     current = None
     if os.getcwd() not in sys.path:
@@ -118,19 +118,23 @@ def run(
         train, evaluation = load_data(script, args, mixture)
         args.model_init_kwargs = model_init_kwargs(args, model)
         current = Job(script, args, model, options[0] if options else None, train, evaluation, build_trainer)
-        (work or train_and_save)(current)
+        (work or _train_and_end)(current)
     except USER_ERRORS as error:
         return report(error, every_rank=current is not None and current.training)
     return 0
 
 
-def train_and_save(job: Job) -> None:
-    """Train one model, save it, and say where everything is."""
+def _train_and_end(job: Job) -> None:
+    end_run(train_and_save(job))
+
+
+def train_and_save(job: Job) -> Any:
+    """Train one model, save it, say where everything is, and return the trainer, whose run is to be ended."""
     checkpoint = find_checkpoint(job.args.resume_from_checkpoint, job.args.output_dir)
     trainer = job.train_one(job.args, job.train, checkpoint)
     save(trainer, job.script)
     trainer.accelerator.print(f"See what happened: gradkit report {shlex.quote(str(job.args.output_dir))}")
-    end_run(trainer)
+    return trainer
 
 
 def _check(args: Any, model: Any) -> None:

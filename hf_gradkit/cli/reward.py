@@ -74,7 +74,9 @@ def _train(job: Job) -> None:
             f"`output_dir` {job.args.output_dir!r} holds the reward models of folds, which scoring would use instead "
             "of a single one beside them. Choose another folder, or set `folds`."
         )
-    train_and_save(job)
+    trainer = train_and_save(job)
+    trainer.accelerator.print(f"Score pairs with it: {_score_command(job.args.output_dir)}")
+    end_run(trainer)
 
 
 def _train_folds(job: Job, folds: Folds) -> None:
@@ -106,9 +108,14 @@ def _train_folds(job: Job, folds: Folds) -> None:
         return
     trainer.accelerator.print(
         f"{folds.folds} reward models are in {top}. Score each pair by the one that did not see it:\n"
-        f"gradkit score --by reward --model_name_or_path {shlex.quote(str(top))} --dataset_name ... --output_dir ..."
+        f"{_score_command(top)}"
     )
     end_run(trainer)
+
+
+def _score_command(folder: str | Path) -> str:
+    name = shlex.quote(str(folder))
+    return f"gradkit score --by reward --model_name_or_path {name} --dataset_name ... --output_dir ..."
 
 
 def _last_checkpoint(folder: str) -> str | None:

@@ -19,6 +19,7 @@ from ..data.loading import load_split, map_columns
 from ..scoring.margins import PairScoring, Rewards, with_margins, without_margins
 from ..scoring.processes import on_main
 from ..scoring.records import MARGIN
+from ..scoring.rewards import DTYPES
 from ..scoring.summary import draw_margins, summarize
 from ..scoring.work import write_json
 from .arguments import parse_job
@@ -57,7 +58,7 @@ class ScoreArguments:
         default="auto",
         metadata={
             "help": "Of the weights; 'auto' takes them as they were saved.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
+            "choices": list(DTYPES),
         },
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "Which attention implementation to use."})

@@ -12,6 +12,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from .._text import did_you_mean, listing
 from . import fingerprints
 from .engine import load_scores, score_rows
 from .folds import Folds
@@ -19,6 +20,7 @@ from .pairs import check_pair_columns, check_pairs, content_columns, identical_m
 from .processes import on_main, world
 from .records import MARGIN, MODEL, describe_reward_model, hash_of, model_name, recorded_reward_model
 from .rewards import (
+    DTYPES,
     RewardScorer,
     check_labels,
     load_reward_model,
@@ -166,6 +168,10 @@ class PairScoring:
             raise ValueError(
                 f"`max_length` must be at least 1, but it is {self.max_length!r}. Leave it out to take the model's "
                 "limit."
+            )
+        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
+            raise ValueError(
+                f"`dtype` is {self.dtype!r}.{did_you_mean(self.dtype, DTYPES)} Known types: {listing(DTYPES)}."
             )
 
     @cached_property

@@ -79,7 +79,8 @@ def _shorten(value: Any, length: int = 80) -> str:
 def prompt_of(row: dict[str, Any]) -> str | list[dict[str, Any]]:
     """Return the prompt of a pair: its column, or what the two completions begin with alike.
 
-    A `prompt` that is text beside conversations is a copy of what they begin with, as in some data sets.
+    In plain text, what they begin with alike may reach into the completions: a `prompt` column is exact. A `prompt`
+    that is text beside conversations is a copy of what they begin with, as in some data sets.
     """
     prompt = row.get("prompt")
     if prompt is not None and isinstance(prompt, str) == isinstance(row["chosen"], str):

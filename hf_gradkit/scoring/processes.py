@@ -24,8 +24,8 @@ def world() -> PartialState:
     if started > 1 and state.num_processes == 1:
         raise ValueError(
             f"{started} processes were started, but this one would score alone, and each of them everything. "
-            "`accelerate.PartialState()` was made without cpu=True on a machine without an accelerator: pass it, or set "
-            "use_cpu=True in the trainer's arguments."
+            "`accelerate.PartialState()` was made without cpu=True on a machine without an accelerator: pass it, or "
+            "set use_cpu=True in the trainer's arguments."
         )
     return state
 

@@ -20,6 +20,7 @@ from .pairs import content_columns, is_conversation, whole_texts
 
 logger = get_logger(__name__)
 
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 HEADS = ("score.", "classifier.")  # how the last layer of sequence classifiers is called
 
 
