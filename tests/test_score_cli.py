@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from hf_gradkit.cli import reward, score
 from hf_gradkit.data.loading import load_split
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.scoring import Folds, add_reward_margins, describe_reward_model
-from launch import launch
+from hub_server import hub
+from launch import launch, run
 from pairs import make_pairs, save_reward_model, write_pairs
 
 
@@ -171,6 +173,22 @@ def test_the_function_gives_all_ranks_the_same(workplace, tmp_path):
     assert results[0]["columns"]["reward_margin"] == pytest.approx(list(alone["reward_margin"]), abs=1e-5)
 
 
+def test_a_reward_model_of_the_hub(scoring, workplace, tmp_path):
+    """Its name is enough, what it weighs is fetched once, and it is the same model as its copy on disk."""
+    shutil.copytree(workplace / "reward", tmp_path / "hub" / "models" / "someone" / "reward")
+    arguments = scoring(model_name_or_path="someone/reward", output_dir=str(tmp_path / "out"))
+    with hub(tmp_path / "hub") as (endpoint, requests):
+        environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "CI": "1"}
+        command = [sys.executable, "-m", "hf_gradkit.cli.main", "score", *arguments]
+        ended = run(command, timeout=120, env=environment, cwd=workplace)
+    assert ended.returncode == 0, ended.output[-4000:]
+    assert sum(request.startswith("GET someone/reward/resolve/") for request in requests) >= 3
+    scored = load_split(str(tmp_path / "out" / "scored.parquet"), "train")
+    name, content = scored["reward_model"][0].split("@")
+    assert name == "someone/reward"
+    assert content == describe_reward_model("reward").split("@")[1]
+
+
 # ---- reward ---------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +230,10 @@ def test_folds_from_training_to_scores(training, scoring, tokenizer, monkeypatch
     stamp = Path("folds/fold-0/model.safetensors").stat().st_mtime_ns
     assert score.main(scoring(model_name_or_path="folds", output_dir="unfinished")) == 2
     assert "did not come to its end" in capsys.readouterr().err
-    assert reward.main([*training(output_dir="folds", folds=2, fold_seed=2), "--resume_from_checkpoint", "true"]) == 0
+    resumed = ["--resume_from_checkpoint", "true"]
+    assert reward.main([*training(output_dir="folds", folds=2, fold_seed=3), *resumed]) == 2
+    assert "of other folds, of another `fold_seed` or other pairs" in capsys.readouterr().err
+    assert reward.main([*training(output_dir="folds", folds=2, fold_seed=2), *resumed]) == 0
     assert Path("folds/folds.json").exists()
     assert Path("folds/fold-0/model.safetensors").stat().st_mtime_ns == stamp
 

@@ -4,6 +4,7 @@ Also a module for accelerate's own launcher: `accelerate launch -m hf_gradkit.cl
 """
 
 import copy
+import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -15,11 +16,16 @@ from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config, get_quantization_config
 
+from ..scoring.fingerprints import hash_rows
 from ..scoring.folds import FILE, Folds
+from ..scoring.pairs import content_columns
 from ..scoring.processes import on_main
+from ..scoring.work import write_json
 from ..trainers.config import RewardConfig
 from ..trainers.reward_trainer import RewardTrainer
 from .job import Job, end_run, release, run, save, train_and_save
+
+PLAN, STATE = "fold_plan.json", "trainer_state.json"
 
 
 @dataclass
@@ -84,23 +90,19 @@ def _train_folds(job: Job, folds: Folds) -> None:
     _check_folds(job)
     top = Path(job.args.output_dir)
     assigned = folds.of_rows(job.train)
+    _check_sizes(np.bincount(assigned, minlength=folds.folds))
     resumes = job.args.resume_from_checkpoint not in (None, False, "false", "False", "no")
-    on_main(lambda: (top / FILE).unlink(missing_ok=True))
+    on_main(lambda: _begin(top, folds, hash_rows(job.train, content_columns(job.train)), resumes))
     trainer = None
     for fold in range(folds.folds):
-        kept = np.flatnonzero(assigned != fold)
-        if not 0 < len(kept) < len(assigned):
-            raise ValueError(
-                f"`folds` is {folds.folds}, but fold {fold} would hold {len(assigned) - len(kept)} of {len(assigned)} "
-                "pairs. Pairs that share a prompt share a fold, and there are too few prompts: set fewer folds."
-            )
         args = copy.copy(job.args)
         args.output_dir = str(folds.folder(top, fold))
-        if resumes and (Path(args.output_dir) / "trainer_state.json").exists():  # written after the model
+        if resumes and (Path(args.output_dir) / STATE).exists():  # written after the model
             continue
         if trainer is not None:
             release(trainer)
-        trainer = job.train_one(args, job.train.select(kept), _last_checkpoint(args.output_dir) if resumes else None)
+        kept = job.train.select(np.flatnonzero(assigned != fold))
+        trainer = job.train_one(args, kept, _last_checkpoint(args.output_dir) if resumes else None)
         save(trainer, job.script)
     on_main(lambda: folds.write(top))
     if trainer is None:
@@ -111,6 +113,31 @@ def _train_folds(job: Job, folds: Folds) -> None:
         f"{_score_command(top)}"
     )
     end_run(trainer)
+
+
+def _check_sizes(sizes: np.ndarray) -> None:
+    for fold, size in enumerate(sizes):
+        if not 0 < size < sizes.sum():
+            raise ValueError(
+                f"`folds` is {len(sizes)}, but fold {fold} would hold {size} of {sizes.sum()} pairs. Pairs that share "
+                "a prompt share a fold, and there are too few prompts: set fewer folds."
+            )
+
+
+def _begin(top: Path, folds: Folds, data: str, resumes: bool) -> None:
+    """Note what is trained, such that a resumed run keeps no model that saw other pairs; on the main process."""
+    plan = {"folds": folds.folds, "seed": folds.seed, "data": data}
+    top.mkdir(parents=True, exist_ok=True)
+    if resumes and (top / PLAN).exists() and json.loads((top / PLAN).read_text()) != plan:
+        raise ValueError(
+            f"`resume_from_checkpoint` is set, but {str(top)!r} holds reward models of other folds, of another "
+            "`fold_seed` or other pairs. Choose another `output_dir`, or leave it out to train all of them anew."
+        )
+    (top / FILE).unlink(missing_ok=True)
+    if not resumes:
+        for state in top.glob(f"fold-*/{STATE}"):
+            state.unlink()
+    write_json(top / PLAN, plan)
 
 
 def _score_command(folder: str | Path) -> str:
