@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 import hf_gradkit
 from helpers import dataset_of, logs_without_timings, parameter_gap, text_dataset, train
+from pair_helpers import pairs, save_policy, train_dpo
 
 SFT_CASES = {
     "text": (("text",), {}),
@@ -78,6 +79,67 @@ def test_streamed_data_equal_trl(tokenizer, tmp_path):
     )
     assert logs_without_timings(theirs) == logs_without_timings(ours)
     assert parameter_gap(theirs, ours) == 0
+
+
+DPO_CASES = {
+    "plain": {},
+    "accumulation over two epochs": {
+        "max_steps": -1,
+        "num_train_epochs": 2,
+        "gradient_accumulation_steps": 4,
+        "per_device_train_batch_size": 2,
+    },
+    "several loss types": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+    "batch of sorted log-ratios": {"loss_type": ["aot"]},
+    "WPO": {"use_weighting": True},
+    "f-divergence and length": {"f_divergence_type": "js_divergence", "ld_alpha": 0.5},
+    "precomputed": {"precompute_ref_log_probs": True},
+    "synced reference": {"sync_ref_model": True, "ref_model_sync_steps": 2},
+    "checkpointed in bf16": {"activation_checkpointing": True, "bf16": True},
+    "adamw": {"optim": "adamw_torch", "learning_rate": 1e-3},
+    "evaluated": {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3},
+}
+
+
+@pytest.mark.parametrize("case", DPO_CASES)
+def test_dpo_trainer_equals_trl(case, tokenizer, tmp_path):
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    data = pairs(26, "weight", "reward_margin")  # further columns change nothing until they are named
+    keywords = {"eval_dataset": pairs(10, seed=1)} if case == "evaluated" else {}
+    theirs, ours = (
+        train_dpo(
+            trainer,
+            config,
+            policy,
+            tmp_path / trainer.__module__,
+            data,
+            trainer_kwargs=dict(keywords),
+            **DPO_CASES[case],
+        )
+        for trainer, config in ((trl.DPOTrainer, trl.DPOConfig), (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig))
+    )
+    assert logs_without_timings(theirs) == logs_without_timings(ours)
+    assert parameter_gap(theirs, ours) == 0
+    assert len(theirs.state.log_history) >= 5
+
+
+def test_dpo_with_lora_and_trls_configuration_equals_trl(tokenizer, tmp_path):
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    theirs, ours = (
+        train_dpo(
+            trainer,
+            trl.DPOConfig,
+            policy,
+            tmp_path / trainer.__module__,
+            pairs(26),
+            trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules="all-linear")},
+            learning_rate=1.0,
+        )
+        for trainer in (trl.DPOTrainer, hf_gradkit.DPOTrainer)
+    )
+    assert logs_without_timings(theirs) == logs_without_timings(ours)
+    assert parameter_gap(theirs, ours) == 0
+    assert not list((tmp_path / ours.__module__).glob("*"))
 
 
 def classification_data(tokenizer) -> Dataset:

@@ -4,6 +4,7 @@ An upgrade that moves or renames one fails here, and not a user in silence.
 """
 
 import inspect
+import re
 
 import pytest
 import transformers
@@ -12,16 +13,29 @@ import trl
 import hf_gradkit
 from helpers import text_dataset, train
 from hf_gradkit import _compat
+from pair_helpers import dpo, pairs, save_policy, train_dpo
+
+PARENTS = {
+    hf_gradkit.SFTTrainer: trl.SFTTrainer,
+    hf_gradkit.Trainer: transformers.Trainer,
+    hf_gradkit.DPOTrainer: trl.DPOTrainer,
+    hf_gradkit.RewardTrainer: trl.RewardTrainer,
+}
+SEAMS = {
+    hf_gradkit.SFTTrainer: {**_compat.TRAINER_SEAMS, **_compat.SFT_SEAMS},
+    hf_gradkit.Trainer: {**_compat.TRAINER_SEAMS, **_compat.PLAIN_SEAMS},
+    hf_gradkit.DPOTrainer: _compat.TRAINER_SEAMS,
+    hf_gradkit.RewardTrainer: _compat.REWARD_SEAMS,
+}
 
 
 def seams_of(trainer_class):
-    own = _compat.SFT_SEAMS if issubclass(trainer_class, trl.SFTTrainer) else _compat.PLAIN_SEAMS
-    return {**_compat.TRAINER_SEAMS, **own}
+    return SEAMS[trainer_class]
 
 
-@pytest.mark.parametrize("trainer_class", [hf_gradkit.SFTTrainer, hf_gradkit.Trainer])
+@pytest.mark.parametrize("trainer_class", PARENTS)
 def test_every_override_has_a_parent_and_is_listed(trainer_class):
-    parent = trl.SFTTrainer if issubclass(trainer_class, trl.SFTTrainer) else transformers.Trainer
+    parent = PARENTS[trainer_class]
     ours = {
         name
         for cls in trainer_class.__mro__
@@ -63,6 +77,52 @@ def test_every_override_runs_in_training(trainer_class, config_class, tokenizer,
     options |= {"eval_strategy": "steps", "eval_steps": 2}
     train(trainer_class, config_class, tokenizer, tmp_path, dataset, trainer_kwargs=keywords, **options)
     assert called == set(seams_of(trainer_class))
+
+
+def test_every_override_runs_in_preference_training(tokenizer, tmp_path, monkeypatch):
+    called = set()
+    for cls in hf_gradkit.DPOTrainer.__mro__:
+        for name in _compat.TRAINER_SEAMS if cls.__module__.startswith("hf_gradkit") else ():
+            if name in vars(cls):
+                monkeypatch.setattr(cls, name, spy_on(vars(cls)[name], called))
+    options = {"weighting": "madpo", "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    data = pairs(26, "reward_margin")
+    train_dpo(hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig, policy, tmp_path / "out", data, **options)
+    assert called == set(_compat.TRAINER_SEAMS)
+
+
+def test_what_is_relied_on_in_trls_preference_loss(tokenizer, tmp_path):
+    """Its loss types are those we know, its loss reads the attributes that we set, and it gives the reference."""
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    options = {"loss_type": ["no such type"], "max_steps": 1}
+    trainer = dpo(trl.DPOTrainer, trl.DPOConfig, policy, tmp_path, pairs(8), **options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with pytest.raises(ValueError, match="Unknown loss type") as error:
+        trainer.compute_loss(trainer.model, batch)
+    named = str(error.value).partition("one of")[2]
+    assert set(re.findall(r"'(\w+)'", named)) == set(_compat.DPO_LOSS_TYPES)
+    for name in _compat.DPO_LOSS_ATTRIBUTES:
+        assert hasattr(trainer, name)
+    with _compat.dpo_loss(trainer, ["sigmoid"], [2.0], weighted=False):
+        assert trainer.loss_types == ["sigmoid"]
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model, batch)
+        inputs = {**batch, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(2 * 0.693147, rel=1e-5)
+    assert trainer.loss_types == ["no such type"]
+    assert trainer.precompute_ref_logps is False
+
+
+def test_no_term_of_trls_leaves_its_metrics(tokenizer, tmp_path):
+    """With ours alone TRL is asked for no loss at all, and logs as always."""
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    trainer = train_dpo(
+        hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig, policy, tmp_path / "a", pairs(26), loss_type=["rpo"]
+    )
+    theirs = train_dpo(trl.DPOTrainer, trl.DPOConfig, policy, tmp_path / "b", pairs(26))
+    (first, *_), (expected, *_) = trainer.state.log_history, theirs.state.log_history
+    for key in ("rewards/chosen", "rewards/margins", "logps/chosen", "entropy", "mean_token_accuracy", "num_tokens"):
+        assert first[key] == pytest.approx(expected[key], abs=1e-6), key
 
 
 def test_what_is_relied_on_in_trl(tokenizer, tmp_path):

@@ -1,17 +1,14 @@
 """Two real DDP processes: parity with TRL, one trajectory for every split of a step, figures over all ranks."""
 
-import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import torch
 from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
 from helpers import last_token_loss, make_rows, text_dataset, train
 from hf_gradkit.reporting import read_example_log
-from launch import launch
+from results import Results
 
 pytestmark = pytest.mark.multiprocess
 
@@ -85,34 +82,9 @@ CASES = [
 ]
 
 
-class Results:
-    """What the two processes left behind."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def of(self, name: str, rank: int = 0) -> dict:
-        return json.loads((self.folder / f"{name}.rank{rank}.json").read_text())
-
-    def logs(self, name: str, key: str) -> list[float]:
-        return [entry[key] for entry in self.of(name)["logs"] if key in entry and "loss" in entry]
-
-    def parameters(self, name: str) -> dict[str, torch.Tensor]:
-        return torch.load(self.folder / f"{name}.pt", weights_only=True)
-
-    def gap(self, name: str, other: dict[str, torch.Tensor]) -> float:
-        return max((value - other[key]).abs().max().item() for key, value in self.parameters(name).items())
-
-    def run(self, cases: list[dict]) -> None:
-        path = self.folder / "cases.json"
-        path.write_text(json.dumps(cases))
-        launched = launch(Path(__file__).parent / "workers" / "train_cases.py", [str(path), str(self.folder)])
-        launched.assert_world("MULTI_CPU")
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
-    results = Results(tmp_path_factory.mktemp("two"))
+    results = Results("train_cases.py", tmp_path_factory.mktemp("two"))
     results.run(CASES)
     for one in CASES:
         if one["name"] != "not finite":

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .base import check_finite
 
-# 1 / t is looked for between these; margins that need more are of no use as logits.
-SMALLEST_SLOPE, LARGEST_SLOPE = 1e-4, 1e4
+# 1 / t is looked for between these multiples of 1 / mean(|h|).
+SMALLEST, LARGEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,22 @@ def fit_temperature(margins: Tensor) -> float:
     def slope(a: float) -> float:
         return float(-(h * torch.sigmoid(-a * h)).mean())
 
-    if slope(SMALLEST_SLOPE) >= 0:
+    if h.mean() <= 0:  # twice the negative slope at a = 0
         raise ValueError(
             f"No temperature can be fitted to the {len(h)} reward margins: they speak against the labels (mean "
             f"{h.mean().item():.4g}, {(h > 0).double().mean().item():.1%} agree). Check that the reward model fits "
             "this data and that chosen and rejected are not exchanged; calibrate=False in `weighting_kwargs` takes "
             "the margins as they are."
         )
-    if slope(LARGEST_SLOPE) < 0:
+    if not (h < 0).any():
         raise ValueError(
             f"No temperature can be fitted to the {len(h)} reward margins: not one speaks against its label, so "
             "the best temperature is 0. The reward model has probably learned these very pairs. Score each pair "
             "with a model that has not seen it (gradkit reward --folds 3), or set calibrate=False in "
             "`weighting_kwargs` to take the margins as they are."
         )
-    low, high = SMALLEST_SLOPE, LARGEST_SLOPE
+    size = float(h.abs().mean())
+    low, high = SMALLEST / size, LARGEST / size
     for _ in range(100):  # each halves the interval's logarithm
         middle = (low * high) ** 0.5
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)

@@ -58,16 +58,22 @@ def run(case: dict, folder: Path, tokenizer) -> None:
     except FloatingPointError as error:
         result = {"error": str(error)}
     else:
-        result = {
-            "logs": logs_without_timings(trainer),
-            "processes": trainer.accelerator.num_processes,
-            "distributed_type": trainer.accelerator.distributed_type.value,
-        }
-        if trainer.accelerator.is_main_process:
-            torch.save(trainer.model.state_dict(), folder / f"{case['name']}.pt")
-        release(trainer)
+        result = result_of(trainer, folder / f"{case['name']}.pt")
     rank = torch.distributed.get_rank()
     (folder / f"{case['name']}.rank{rank}.json").write_text(json.dumps(result))
+
+
+def result_of(trainer, parameters: Path) -> dict:
+    """Return the logs and the world of a finished trainer, write its parameters, and let go of it."""
+    result = {
+        "logs": logs_without_timings(trainer),
+        "processes": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+    }
+    if trainer.accelerator.is_main_process:
+        torch.save(trainer.model.state_dict(), parameters)
+    release(trainer)
+    return result
 
 
 def release(trainer) -> None:
