@@ -73,7 +73,7 @@ def ours(policy, tmp_path, data, **options):
 def test_missing_margins(policy, tmp_path):
     data = pairs(8).add_column("reward_margins", [1.0] * 8)
     with pytest.raises(
-        ValueError, match="no column 'reward_margin' with reward margins. Did you mean 'reward_margins'"
+        ValueError, match=r"no column 'reward_margin' with reward margins. Did you mean 'reward_margins'"
     ):
         ours(policy, tmp_path, data, weighting="madpo")
 
@@ -91,7 +91,7 @@ def test_bad_margins(bad, part, policy, tmp_path):
 
 def test_margins_that_cannot_be_calibrated(policy, tmp_path):
     data = pairs(8).add_column("reward_margin", [1.0] * 8)
-    with pytest.raises(ValueError, match="not one speaks against its label.*calibrate=False"):
+    with pytest.raises(ValueError, match=r"not one speaks against its label.*calibrate=False"):
         ours(policy, tmp_path, data, weighting="madpo")
 
 
