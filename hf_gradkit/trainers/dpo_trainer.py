@@ -13,6 +13,7 @@ from .. import _compat
 from .._text import did_you_mean, listing
 from ..data.columns import INFO, ExampleInfo, column_names
 from ..objectives.base import PreferenceRecord, dpo_losses
+from ..scoring import add_reward_margins, check_recorded_reward_model
 from ..weighting.calibration import fit_temperature
 from .gathering import gather_rows
 from .mixin import ExampleWeightingMixin
@@ -101,8 +102,6 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         model = self._reward_model if self._reward_model is not None else args.reward_model_name_or_path
         if column in present:
             if model is not None:
-                from ..scoring.margins import check_recorded_reward_model
-
                 check_recorded_reward_model(dataset, model)
             return dataset
         if model is None:
@@ -117,8 +116,6 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
                 "Streamed data cannot be scored on the way. Score it first (gradkit score --by reward), or load it "
                 "without streaming."
             )
-        from ..scoring.margins import add_reward_margins
-
         return add_reward_margins(
             dataset,
             model,

@@ -1,0 +1,128 @@
+"""MADPO from a reward model: the trainer scores what has no margins, once, and will not mix two reward models."""
+
+import json
+
+import datasets
+import pytest
+import torch
+import yaml
+
+import hf_gradkit
+from helpers import step_logs
+from hf_gradkit.cli import dpo as dpo_command
+from hf_gradkit.scoring import add_reward_margins
+from hf_gradkit.weighting import fit_temperature
+from launch import launch
+from pair_helpers import pairs, save_policy, train_dpo
+from pairs import reward_model, save_reward_model
+
+OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
+
+
+@pytest.fixture
+def policy(tokenizer, tmp_path):
+    return save_policy(tmp_path / "policy", tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Scores of earlier tests are not found."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def labelled(path, n=26):
+    """Return pairs of which the reward model agrees with three of four."""
+    scored = add_reward_margins(pairs(n), path)
+    rows = pairs(n).to_list()
+    for i, margin in enumerate(scored["reward_margin"]):
+        if (margin > 0) != (i % 4 > 0):
+            rows[i]["chosen"], rows[i]["rejected"] = rows[i]["rejected"], rows[i]["chosen"]
+    return datasets.Dataset.from_list(rows)
+
+
+def test_missing_margins_are_scored_once(policy, tokenizer, tmp_path, monkeypatch):
+    path = str(save_reward_model(tokenizer, tmp_path / "reward"))
+    data = labelled(path)
+    expected = torch.tensor(list(add_reward_margins(data, path)["reward_margin"]))
+    forwards, forward = [], RewardScorer.score
+
+    def counted(scorer, items):
+        forwards.append(len(items))
+        return forward(scorer, items)
+
+    monkeypatch.setattr(RewardScorer, "score", counted)
+    options = {"weighting": "madpo", "reward_model_name_or_path": path, "per_device_train_batch_size": 26}
+    first = train_dpo(*OURS, policy, tmp_path / "a", data, max_steps=1, **options)
+    assert forwards == []  # the call above has scored them
+    assert step_logs(first, "margins/temperature")[0] == pytest.approx(fit_temperature(expected))
+    assert step_logs(first, "weights/max")[0] > 1.05
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another")
+    again = train_dpo(*OURS, policy, tmp_path / "b", data, max_steps=1, **options)
+    assert sum(forwards) == 2 * 26
+    assert step_logs(again, "loss") == step_logs(first, "loss")
+
+
+def test_a_model_in_memory(policy, tokenizer, tmp_path):
+    path = str(save_reward_model(tokenizer, tmp_path / "reward"))
+    options, data = {"weighting": "madpo", "max_steps": 2}, labelled(path)
+    keywords = {"reward_model": reward_model(tokenizer), "reward_processing_class": tokenizer}
+    live = train_dpo(*OURS, policy, tmp_path / "a", data, trainer_kwargs=keywords, **options)
+    saved = train_dpo(*OURS, policy, tmp_path / "b", data, reward_model_name_or_path=path, **options)
+    assert step_logs(live, "margins/temperature") == pytest.approx(step_logs(saved, "margins/temperature"), rel=1e-5)
+    assert step_logs(live, "loss") == pytest.approx(step_logs(saved, "loss"), rel=1e-5)
+    assert live._reward_model is None
+
+
+def test_margins_of_another_reward_model(policy, tokenizer, tmp_path):
+    path = str(save_reward_model(tokenizer, tmp_path / "reward"))
+    other = str(save_reward_model(tokenizer, tmp_path / "other", seed=1))
+    scored = add_reward_margins(labelled(path), path)
+    options = {"weighting": "madpo", "max_steps": 1}
+    train_dpo(*OURS, policy, tmp_path / "a", scored, reward_model_name_or_path=path, **options)
+    with pytest.raises(ValueError, match="reward model") as error:
+        train_dpo(*OURS, policy, tmp_path / "b", scored, reward_model_name_or_path=other, **options)
+    assert str(tmp_path / "other") in str(error.value)
+
+
+@pytest.mark.multiprocess
+def test_one_command_in_two_processes_scores_and_trains(policy, tokenizer, tmp_path):
+    """`gradkit dpo` on raw pairs and a reward model: the log has the margins of the whole data, from both ranks."""
+    path = str(save_reward_model(tokenizer, tmp_path / "reward"))
+    data = labelled(path)
+    data.to_json(tmp_path / "pairs.jsonl")
+    settings = {
+        "model_name_or_path": policy,
+        "dataset_name": str(tmp_path / "pairs.jsonl"),
+        "output_dir": str(tmp_path / "out"),
+        "weighting": "madpo",
+        "reward_model_name_or_path": path,
+        "per_device_train_batch_size": 2,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+    }
+    (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(settings))
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "two")}
+    ended = launch("hf_gradkit.cli.dpo", ["--config", str(tmp_path / "dpo.yaml")], env=cache)
+    assert ended.returncode == 0, ended.output[-4000:]
+    info = json.loads((tmp_path / "out" / "gradkit_run.json").read_text())
+    assert (info["processes"], info["distributed_type"]) == (2, "MULTI_CPU")
+    margins = torch.tensor(list(add_reward_margins(data, path)["reward_margin"]))
+    assert info["margin_temperature"] == pytest.approx(fit_temperature(margins), rel=1e-6)
+    logs = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 3]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_command_says_what_is_missing(policy, tmp_path, capsys):
+    pairs(8).to_json(tmp_path / "pairs.jsonl")
+    arguments = ["--model_name_or_path", policy, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--weighting", "madpo", "--bf16", "false"]
+    assert dpo_command.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "no column 'reward_margin' with reward margins" in message
+    assert "gradkit score --by reward" in message
