@@ -10,7 +10,7 @@ import yaml
 import hf_gradkit
 from helpers import step_logs
 from hf_gradkit.cli import dpo as dpo_command
-from hf_gradkit.scoring import add_reward_margins
+from hf_gradkit.scoring import RewardScorer, add_reward_margins
 from hf_gradkit.weighting import fit_temperature
 from launch import launch
 from pair_helpers import pairs, save_policy, train_dpo
