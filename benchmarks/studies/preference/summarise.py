@@ -150,28 +150,35 @@ def fit_temperature(margins: list[float]) -> float:
     return math.exp((low + high) / 2)
 
 
-def print_tables(table: dict, pooled: dict | None) -> None:
-    """Print the tables in Markdown."""
-    for quality, of_arm in table.items():
-        print(f"\n### {quality}\n")
-        print("| Arm | Setting | True reward | Difference to DPO | Verdict | Proxy | KL | Chosen log-prob | Fall |")
-        print("|---|---|---|---|---|---|---|---|---|")
+def print_rewards(table: dict, pooled: dict | None) -> None:
+    """Print true rewards and their differences to DPO, averaged over the qualities and for each, in Markdown."""
+    settings = next(iter(table.values()))
+    print("| Arm | Setting | Quality | True reward | Difference to DPO | Verdict |")
+    print("|---|---|---|---|---|---|")
+    blocks = ({"all": pooled} if pooled else {}) | table
+    for quality, of_arm in blocks.items():
         for arm, row in of_arm.items():
-            difference = row["true_difference"] if arm != "dpo" else None
-            word = "" if arm == "dpo" else verdict(difference)
-            numbers = [show(row[f]) for f in ("proxy", "kl", "train_chosen", "fall_from_peak")]
-            print(f"| {arm} | {brief(row['setting'])} | {show(row['true'])} | {show(difference)} | {word} |", end=" ")
-            print(" | ".join(numbers), "|")
-        for kl in MATCHED_KL:
-            print(f"\nat KL {kl:g}:")
-            for arm, row in of_arm.items():
-                matched = row[f"at_kl_{kl:g}"]
-                difference = matched["difference"] if arm != "dpo" else None
-                print(f"| {arm} | {matched['reached']} | {show(matched['true'])} | {show(difference)} |", end=" ")
-                print("|" if arm == "dpo" else f"{verdict(difference)} |")
-    for arm, row in (pooled or {}).items():
-        word = "" if arm == "dpo" else verdict(row["difference"])
-        print(f"| pooled {arm} | {show(row['true'])} | {show(row['difference'])} | {word} |")
+            difference = None if arm == "dpo" else row["difference" if quality == "all" else "true_difference"]
+            cells = [arm, brief(settings[arm]["setting"]), quality, show(row["true"]), show(difference)]
+            print("|", " | ".join([*cells, "" if arm == "dpo" else verdict(difference)]), "|")
+
+
+def print_paths(table: dict) -> None:
+    """Print where the runs ended (means over seeds), and the true reward at the same distance, in Markdown."""
+    names = ("kl", "proxy", "fall_from_peak", "repeated", "words", "train_chosen", "train_rejected")
+    matched = [f"At KL {kl:g}: true reward | difference to DPO | verdict (seeds)" for kl in MATCHED_KL]
+    print("| Quality | Arm | KL | Proxy | Fall | Repeated | Words | Chosen | Rejected |", " | ".join(matched), "|")
+    print("|---" * (2 + len(names) + 3 * len(MATCHED_KL)) + "|")
+    for quality, of_arm in table.items():
+        for arm, row in of_arm.items():
+            cells = [quality, arm, *(f"{row[name]['mean']:.2f}" for name in names)]
+            for kl in MATCHED_KL:
+                at = row[f"at_kl_{kl:g}"]
+                difference = None if arm == "dpo" else at["difference"]
+                word = "" if arm == "dpo" else verdict(difference)
+                cells += ["-" if at["true"] is None else f"{at['true']['mean']:.2f}", show(difference)]
+                cells.append(f"{word} ({at['reached']})")
+            print("|", " | ".join(cells), "|")
 
 
 def brief(setting: dict) -> str:
@@ -190,10 +197,11 @@ def main() -> None:
     final, long = load(args.output / "final", ARMS), load(args.output / "long", LONG_ARMS, LONG_QUALITIES)
     table, long_table, models = compare(final), compare(long), reward_models(args.output)
     pooled = pool(table)
-    print("## Comparison")
-    print_tables(table, pooled)
-    print("\n## One beta")
-    print_tables(long_table, None)
+    for title, rows, means in (("Comparison", table, pooled), ("One beta", long_table, None)):
+        print(f"\n## {title}\n")
+        print_rewards(rows, means)
+        print()
+        print_paths(rows)
     print("\n## Reward models\n")
     for quality, row in models.items():
         print(f"{quality}: held-out pairs in the true order {show(row['held_out_order'])}")
