@@ -1,23 +1,47 @@
-"""Every recipe is parsed by the job's own parser, its command is checked, and the tiny one is run."""
+"""Every recipe is parsed by the job's own parser, its command is checked, and the tiny ones are run."""
 
+import gzip
 import json
+import re
 import shlex
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
 from helpers import make_rows
-from hf_gradkit import SFTConfig
+from hf_gradkit import DPOConfig, RewardConfig, SFTConfig
 from hf_gradkit.cli import launch, main, recipes
 from hf_gradkit.cli.arguments import parse_job
 from hf_gradkit.cli.job import ScriptArguments
+from hf_gradkit.cli.reward import FoldArguments
+from hf_gradkit.cli.score import ScoreArguments
 from hf_gradkit.data.resources import resources
 from hf_gradkit.data.tiny import tiny_llama
+from hf_gradkit.demo import material
 from launch import CONFIGS, run
 
 RECIPES = resources("recipes")
-TYPES = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+TYPES = {
+    "sft": (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig),
+    "dpo": (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig),
+    "reward": (ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, FoldArguments),
+    "score": (ScriptArguments, ScoreArguments),
+}
+FINE_TUNING = [name for name in RECIPES if "linupper" in name]
+# Settings of the real-size recipes that are about this run or machine, and not about a method.
+NO_ORIGIN = """
+dataset_name eval_dataset_name dtype use_peft loss_type weighting by precompute_ref_log_probs activation_checkpointing
+per_device_train_batch_size per_device_eval_batch_size logging_steps eval_strategy save_steps output_dir seed
+""".split()  # noqa: SIM905
+ULTRAFEEDBACK = [name for name in RECIPES if name.startswith("ultrafeedback/") and not name.endswith("/score")]
+
+
+def parse(name: str):
+    """Return a recipe's arguments as its job reads them."""
+    job = RECIPES[name].stem
+    return parse_job(job, TYPES[job], ["--config", str(RECIPES[name]), "--use_cpu", "true"])
 
 
 def commands(name: str) -> list[list[str]]:
@@ -26,11 +50,61 @@ def commands(name: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_what_the_parser_takes(name):
-    script, args, model, mixture = parse_job("sft", TYPES, ["--config", str(RECIPES[name]), "--use_cpu", "true"])
-    assert script.dataset_name or mixture.datasets
+    script, args, *others = parse(name)
+    model = others[0] if others else args
+    assert script.dataset_name or others[1].datasets
     assert model.model_name_or_path
-    assert args.weighting == "linupper"
     assert args.output_dir.startswith("runs/")
+    if name in FINE_TUNING:
+        assert args.weighting == "linupper"
+
+
+@pytest.mark.parametrize("name", ULTRAFEEDBACK)
+def test_a_recipe_of_a_papers_settings_says_where_each_comes_from(name):
+    text = RECIPES[name].read_text()
+    assert "Not run at this size by us." in text
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(":")
+        if line.startswith("#") or key in NO_ORIGIN or not value.partition("#")[0].strip():
+            continue
+        assert re.search("# .*(code|our default|ours|main paper)", line), line
+
+
+def test_the_papers_settings():
+    for name in ("ultrafeedback/rpo/dpo", "ultrafeedback/rpo-lora/dpo"):
+        _, args, model, _ = parse(name)
+        assert (args.loss_type, args.loss_kwargs) == (["rpo"], {"rpo": {"eta": 0.005, "normalization": "sum"}})
+        assert (args.beta, args.num_train_epochs) == (0.01, 1)
+        assert model.use_peft == ("lora" in name)
+    assert parse("ultrafeedback/rpo/dpo")[1].learning_rate == 5e-7
+    for name in ("ultrafeedback/madpo", "ultrafeedback/madpo-lora"):
+        _, args, _, _ = parse(f"{name}/dpo")
+        assert args.weighting == "madpo"
+        assert args.weighting_kwargs == {
+            "c_max": 4.0, "c_min": 0.25, "steepness": 1.0, "tau": 6.907, "calibrate": True
+        }  # fmt: skip
+        _, _, model, _, _ = parse(f"{name}/reward")
+        assert model.use_peft
+        assert model.lora_r == 16
+        assert model.model_name_or_path == parse(f"{name}/dpo")[2].model_name_or_path
+    for name in ("ultrafeedback/beta-dpo/dpo", "ultrafeedback/beta-dpo-lora/dpo"):
+        _, args, _, _ = parse(name)
+        assert args.loss_kwargs == {"beta_dpo": {"alpha": 0.6, "decay": 0.9, "keep_ratio": 0.8}}
+        assert (args.loss_type, args.beta) == (["beta_dpo"], 0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny/madpo", "hh-harmless/madpo", "ultrafeedback/madpo", "ultrafeedback/madpo-lora"]
+)
+def test_each_step_of_madpo_takes_what_the_one_before_leaves(name):
+    reward, score, dpo = (parse(f"{name}/{job}") for job in ("reward", "score", "dpo"))
+    assert score[1].model_name_or_path == reward[1].output_dir
+    assert score[0].dataset_name == reward[0].dataset_name
+    assert score[0].dataset_train_split == reward[0].dataset_train_split
+    assert dpo[0].dataset_name == f"{score[1].output_dir}/scored.parquet"
+    if f"{name}/sft" in RECIPES:
+        policy = parse(f"{name}/sft")[1].output_dir
+        assert reward[2].model_name_or_path == dpo[2].model_name_or_path == policy
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -54,13 +128,15 @@ def test_the_command_at_a_recipes_head_starts_it(name, tmp_path, monkeypatch, ca
             continue
         assert main.main([job, *arguments, "--dry_run"]) == 0
         printed = shlex.split(capsys.readouterr().out)
+        assert job == RECIPES[name].stem
         config = ["--config", str(RECIPES[name])]
+        module = f"hf_gradkit.cli.{job}"
         if "--accelerate_config" in arguments:
             path = CONFIGS / f"{arguments[arguments.index('--accelerate_config') + 1]}.yaml"
             started = ["accelerate.commands.launch", "--config_file", str(path), "--num_processes", "4"]
-            assert printed == [sys.executable, "-m", *started, "-m", "hf_gradkit.cli.sft", *config]
+            assert printed == [sys.executable, "-m", *started, "-m", module, *config]
         else:
-            assert printed == [sys.executable, "-m", "hf_gradkit.cli.sft", *config]
+            assert printed == [sys.executable, "-m", module, *config]
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +185,64 @@ def test_the_tiny_recipe_runs_as_two_processes(demo_folder):
     assert launched.returncode == 0, launched.output[-6000:]
     assert launched.output.count("The model is in runs/two") == 1
     check_run(demo_folder / "runs/two", 2, processes=2)
+
+
+SHORT = ["--max_steps", "2", "--disable_tqdm", "true"]
+
+
+def run_all(recipe: str, jobs: dict[str, list[str]]) -> None:
+    """Run the steps of a recipe, with further arguments for each, and check what they leave."""
+    for job, arguments in jobs.items():
+        assert main.main([job, "--config", f"recipes/{recipe}/{job}.yaml", *arguments]) == 0, job
+
+
+def check_madpo(scored, folder) -> None:
+    assert {"reward_chosen", "reward_rejected", "reward_margin"} <= set(pq.read_table(scored).column_names)
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert any("weights/mean" in entry for entry in history)
+    assert any("eval_rewards/accuracies" in entry for entry in history)
+    info = json.loads((folder / "gradkit_run.json").read_text())
+    assert info["weighting"] == "madpo"
+    assert info["margin_temperature"] > 0
+    assert (folder / "model.safetensors").exists()
+
+
+def test_the_synthetic_recipe_runs_from_its_first_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for size, value in {"BASE_ROWS": 256, "PAIRS": 96, "TEST_PAIRS": 8}.items():
+        monkeypatch.setattr(material, size, value)
+    prepare, _ = recipes.head(RECIPES["tiny/madpo/sft"])[1]
+    assert main.main(shlex.split(prepare)[1:]) == 0
+    logs = ["--logging_steps", "1"]
+    run_all("tiny/madpo", {"sft": SHORT, "reward": [*SHORT, "--max_steps", "12"], "score": [], "dpo": [*SHORT, *logs]})
+    runs = tmp_path / "runs" / "tiny-madpo"
+    check_madpo(runs / "scored" / "scored.parquet", runs / "dpo")
+    assert (runs / "reward" / "folds.json").exists()
+
+
+def test_the_hh_harmless_recipe_runs_from_its_first_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            side: f"\n\nHuman: {row['prompt']}{i}\n\nAssistant: {answer}"
+            for side, answer in zip(("chosen", "rejected"), answers, strict=True)
+        }
+        for i, row in enumerate(make_rows(64))
+        for answers in [("yes and kind", row["completion"])]
+    ]
+    with gzip.open("hh_harmless.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    prepare, _ = recipes.head(RECIPES["hh-harmless/madpo/sft"])[1]
+    assert main.main(shlex.split(prepare)[1:]) == 0
+    train, test = ["--dataset_train_split", "train[:48]"], ["--dataset_test_split", "train[48:]"]
+    run_all(
+        "hh-harmless/madpo",
+        {
+            "sft": [*SHORT, *train, *test],
+            "reward": [*SHORT, *train, *test],
+            "score": train,
+            "dpo": [*SHORT, *test, "--logging_steps", "1", "--weighting_kwargs", '{"calibrate": false}'],
+        },
+    )
+    runs = tmp_path / "runs" / "hh-harmless"
+    check_madpo(runs / "scored" / "scored.parquet", runs / "dpo")

@@ -22,14 +22,28 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="only write the model and the data, which the tiny recipes use",
     )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="with --prepare_only: only write a tiny model, with a tokenizer of the texts in this data file",
+    )
     args = parser.parse_args(argv)
+    if args.texts is not None and not args.prepare_only:
+        raise ValueError(
+            f"--texts {args.texts} makes a model of your own texts, which no chapter uses. Add --prepare_only."
+        )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the imports below: the demo needs nothing from outside
-    if args.prepare_only:
-        from ..demo.material import prepare
+    if args.texts is not None:
+        from ..demo.material import prepare_model
 
-        prepare(args.output_dir)
-        print(f"Model: {args.output_dir / 'model'}\nData:  {args.output_dir / 'data'}")
+        print(f"Model: {prepare_model(args.output_dir, args.texts) / 'model'}")
+        return 0
+    chapter = importlib.import_module(CHAPTERS[args.chapter][0])
+    if args.prepare_only:
+        folder = chapter.prepare(args.output_dir)
+        print(f"Model: {folder / 'model'}\nData:  {folder / 'data'}")
         print("Next:  gradkit recipes        (the tiny ones use this model and data)")
         return 0
-    importlib.import_module(CHAPTERS[args.chapter][0]).run(args.output_dir)
+    chapter.run(args.output_dir)
     return 0

@@ -1,5 +1,8 @@
 """`gradkit demo`: each chapter runs one main job offline, on a tiny model and synthetic data with known truth."""
 
-# Chapter -> module with `run(folder)`, and what it shows.
-CHAPTERS = {"reweighting": ("hf_gradkit.demo.reweighting", "SFT that weights examples by their loss (LinUpper)")}
+# Chapter -> module with `run(folder)` and `prepare(folder)`, and what it shows.
+CHAPTERS = {
+    "reweighting": ("hf_gradkit.demo.reweighting", "SFT that weights examples by their loss (LinUpper)"),
+    "preference": ("hf_gradkit.demo.preference", "DPO, MADPO and RPO on preference pairs with a known true reward"),
+}
 DEFAULT_CHAPTER = "reweighting"

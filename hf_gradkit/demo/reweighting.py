@@ -4,14 +4,13 @@ from pathlib import Path
 
 import datasets
 import torch
-import transformers
-from transformers import ProgressCallback
 
 from ..reporting.figures import group_figure, require_matplotlib
 from ..reporting.runs import Run, read_run
 from ..trainers.config import SFTConfig
 from ..trainers.sft_trainer import SFTTrainer
 from .material import prepare
+from .progress import one_bar, train
 
 STEPS = 400
 ARMS = {"uniform": {}, "linupper": {"weighting": "linupper"}}
@@ -24,8 +23,7 @@ CODE = """\
 def run(folder: Path) -> None:
     """Train both arms in `folder`, draw the picture, and say what was seen."""
     require_matplotlib()
-    datasets.disable_progress_bars()  # one bar a training is enough
-    transformers.utils.logging.disable_progress_bar()
+    one_bar()
     torch.set_num_threads(1)  # matrices this small lose more to handing work over than they gain
     print(f"Making a tokenizer, a tiny Llama and instruction data of three sources in {folder}/ ...")
     prepare(folder)
@@ -65,20 +63,8 @@ def _train(folder: Path, name: str, options: dict) -> None:
     trainer = SFTTrainer(
         str(folder / "model"), args=args, train_dataset=dataset["train"], eval_dataset=dataset["test"]
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar)
-    trainer.train()
+    train(trainer)
     trainer.save_model()
-
-
-class Bar(ProgressCallback):
-    """The progress bar, without the logs: the summary and the report tell them."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        pass
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        pass
 
 
 def summary(uniform: Run, linupper: Run) -> str:
