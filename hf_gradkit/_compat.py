@@ -1,5 +1,6 @@
 """Every version check, and every private name of transformers and TRL that is relied on. Nowhere else."""
 
+import importlib
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,23 @@ def encode_pair_weights(outputs: Any, token_logps: Tensor, mask: Tensor, weights
     lowered = base.clone()
     lowered[:, -mask.shape[1] :] = torch.where(mask.bool(), base[:, -mask.shape[1] :] - logs, token_logps.to(base))
     outputs.log_sum_sq_probs = lowered
+
+
+# The autograd function behind TRL's fused head, where it is looked up on each call. Recording gradients puts another
+# one there for the time being, which calls it for its forward.
+FUSED_HEAD = ("trl.trainer.utils", "_ChunkedLogProbFunction")
+
+
+@contextmanager
+def fused_head(replace: Any) -> Iterator[None]:
+    """Let TRL's fused head apply `replace(original)` instead of its own function."""
+    module = importlib.import_module(FUSED_HEAD[0])
+    original = getattr(module, FUSED_HEAD[1])
+    setattr(module, FUSED_HEAD[1], replace(original))
+    try:
+        yield
+    finally:
+        setattr(module, FUSED_HEAD[1], original)
 
 
 def shifts_labels(trainer: Any) -> bool:
