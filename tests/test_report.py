@@ -191,7 +191,8 @@ def test_figures_of_pairs_show_what_was_logged(preference_runs):
     assert list(left.lines[1].get_ydata()) == madpo.series("rewards/rejected")[1]
     assert list(right.lines[1].get_ydata()) == madpo.series("eval_rewards/accuracies")[1]
     left, right = figures.drift_figure(runs).axes
-    assert len(right.lines) == 3  # TRL logs no drift
+    assert len(right.lines) == 4
+    assert len(left.lines) == 1 + 2 * 3  # TRL logs no drift
     assert list(left.lines[1].get_ydata()) == madpo.series("logps/chosen_drift")[1]
     left, right = figures.margin_figure(runs).axes
     assert list(left.lines[0].get_ydata()) == madpo.series("margins/mean")[1]
@@ -200,4 +201,5 @@ def test_figures_of_pairs_show_what_was_logged(preference_runs):
     assert list(left.lines[0].get_ydata()) == beta_dpo.series("beta_dpo/beta")[1]
     assert list(right.lines[0].get_ydata()) == beta_dpo.series("beta_dpo/gap_mean")[1]
     assert "75% of the pairs kept" in left.get_legend().get_texts()[0].get_text()  # int(0.8 * 4) of 4
+    assert figures.beta_figure(runs).axes[0].lines[0].get_color() == figures.COLOURS[1]  # its own in every figure
     assert figures.beta_figure(runs[:1]) is figures.margin_figure(runs[1:]) is None

@@ -42,6 +42,7 @@ def loss_figure(runs: list[Run]) -> "Figure | None":
 
     Of preference pairs, the loss without weights is the DPO loss, whatever was optimised; validation is of what was.
     """
+    coloured = _coloured(runs)
     keys = [key for key in ("loss", "eval_loss") if any(run.series(key)[0] for run in runs)]
     if not keys:
         return None
@@ -51,7 +52,7 @@ def loss_figure(runs: list[Run]) -> "Figure | None":
         training = "training: DPO loss, unweighted" if of_pairs else "training loss, unweighted"
         axis.set_title(training if key == "loss" else "validation loss")
         axis.set_ylabel(_loss_unit(runs))
-        for run, colour in zip(runs, _colours(runs), strict=True):
+        for run, colour in coloured:
             shown = "loss/unweighted" if key == "loss" and run.series("loss/unweighted")[0] else key
             axis.plot(*run.series(shown), color=colour, label=run.name)
         axis.legend(frameon=False)
@@ -60,15 +61,15 @@ def loss_figure(runs: list[Run]) -> "Figure | None":
 
 def weight_figure(runs: list[Run]) -> "Figure | None":
     """Effective sample size, and mean, smallest and largest weight; None if no run has weights."""
-    runs = [run for run in runs if run.series("weights/ess")[0]]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.series("weights/ess")[0]]
+    if not coloured:
         return None
     figure, (left, right) = _panels(2)
     left.set_title("effective sample size of the compared examples")
     left.set_ylabel("share of examples")
     left.set_ylim(0, 1.05)
     right.set_title("weight: mean, smallest and largest")
-    for run, colour in zip(runs, _colours(runs), strict=True):
+    for run, colour in coloured:
         left.plot(*run.series("weights/ess"), color=colour, label=run.name)
         steps, smallest = run.series("weights/min")
         right.fill_between(steps, smallest, run.series("weights/max")[1], color=colour, alpha=0.2, linewidth=0)
@@ -96,14 +97,14 @@ def group_figure(runs: list[Run]) -> "Figure | None":
 
 def implicit_reward_figure(runs: list[Run]) -> "Figure | None":
     """Implicit rewards of both answers, and how often the chosen one's is larger; None without preference runs."""
-    runs = [run for run in runs if run.kind == "pairs"]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.kind == "pairs"]
+    if not coloured:
         return None
     figure, (left, right) = _panels(2)
     left.set_title("implicit reward: chosen (line), rejected (dashes)")
     left.set_ylabel("beta x (log-prob - reference's)")
     right.set_title("share of pairs ordered as labelled")
-    for run, colour in zip(runs, _colours(runs), strict=True):
+    for run, colour in coloured:
         _plot_answers(left, run, colour, "rewards/chosen", "rewards/rejected")
         right.plot(*run.series("rewards/accuracies"), color=colour, label=run.name)
         if run.series("eval_rewards/accuracies")[0]:
@@ -118,16 +119,17 @@ def implicit_reward_figure(runs: list[Run]) -> "Figure | None":
 
 def drift_figure(runs: list[Run]) -> "Figure | None":
     """How far the answers' log-probabilities moved from the reference's, and the policy's margin; None without it."""
-    runs = [run for run in runs if run.series("logps/chosen_drift")[0]]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.kind == "pairs"]
+    if not any(run.series("logps/chosen_drift")[0] for run, _ in coloured):
         return None
     figure, (left, right) = _panels(2)
     left.set_title("drift of log-probs: chosen (line), rejected (dashes)")
     left.set_ylabel("nats, policy minus reference")
     left.axhline(0.0, color=COLOURS[5], linewidth=0.8)
     right.set_title("margin of implicit rewards")
-    for run, colour in zip(runs, _colours(runs), strict=True):
-        _plot_answers(left, run, colour, "logps/chosen_drift", "logps/rejected_drift")
+    for run, colour in coloured:
+        if run.series("logps/chosen_drift")[0]:  # TRL's own runs do not log it
+            _plot_answers(left, run, colour, "logps/chosen_drift", "logps/rejected_drift")
         right.plot(*run.series("rewards/margins"), color=colour, label=run.name)
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)
@@ -136,14 +138,14 @@ def drift_figure(runs: list[Run]) -> "Figure | None":
 
 def margin_figure(runs: list[Run]) -> "Figure | None":
     """Mean reward margin of the pairs that were trained on, and its agreement with the labels; None without it."""
-    runs = [run for run in runs if run.series("margins/mean")[0]]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.series("margins/mean")[0]]
+    if not coloured:
         return None
     figure, (left, right) = _panels(2)
     left.set_title("mean reward margin, as logits")
     right.set_title("share of pairs whose margin agrees with the label")
     right.set_ylim(0, 1.05)
-    for run, colour in zip(runs, _colours(runs), strict=True):
+    for run, colour in coloured:
         label = f"{run.name} (temperature {run.last('margins/temperature'):.3g})"
         left.plot(*run.series("margins/mean"), color=colour, label=label)
         right.plot(*run.series("margins/agreement"), color=colour, label=run.name)
@@ -154,14 +156,14 @@ def margin_figure(runs: list[Run]) -> "Figure | None":
 
 def beta_figure(runs: list[Run]) -> "Figure | None":
     """beta-DPO's beta, and mean and spread of the policy's margins that move it; None without such a run."""
-    runs = [run for run in runs if run.series("beta_dpo/beta")[0]]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.series("beta_dpo/beta")[0]]
+    if not coloured:
         return None
     figure, (left, right) = _panels(2)
     left.set_title("beta of the micro-batches")
     right.set_title("margins: moving mean and standard deviation")
     right.set_ylabel("nats")
-    for run, colour in zip(runs, _colours(runs), strict=True):
+    for run, colour in coloured:
         label = f"{run.name} ({run.last('beta_dpo/kept'):.0%} of the pairs kept)"
         left.plot(*run.series("beta_dpo/beta"), color=colour, label=label)
         steps, means = run.series("beta_dpo/gap_mean")
@@ -176,14 +178,14 @@ def beta_figure(runs: list[Run]) -> "Figure | None":
 
 def reward_model_figure(runs: list[Run]) -> "Figure | None":
     """Accuracy and mean margin of reward models over their training; None without such a run."""
-    runs = [run for run in runs if run.kind == "rewards"]
-    if not runs:
+    coloured = [(run, colour) for run, colour in _coloured(runs) if run.kind == "rewards"]
+    if not coloured:
         return None
     figure, axes = _panels(2)
     titles = {"accuracy": "share of pairs ordered as labelled", "margin": "mean margin"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         axis.set_title(title)
-        for run, colour in zip(runs, _colours(runs), strict=True):
+        for run, colour in coloured:
             axis.plot(*run.series(key), color=colour, label=run.name)
             if run.series(f"eval_{key}")[0]:
                 label = f"{run.name}, validation"
@@ -212,5 +214,6 @@ def _plot_groups(axis: "Axes", runs: list[Run], names: list[str], series: Callab
     axis.legend(frameon=False, fontsize=8)
 
 
-def _colours(runs: list[Run]) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
+def _coloured(runs: list[Run]) -> list[tuple[Run, str]]:
+    """Give each run its colour, the same in every figure, also where not all runs are drawn."""
+    return [(run, COLOURS[i % len(COLOURS)]) for i, run in enumerate(runs)]
