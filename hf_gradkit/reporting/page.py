@@ -30,8 +30,8 @@ SECTIONS: list[Section] = [
     (
         "Losses",
         "Training loss without weights, so that runs can be compared, and validation loss. Where pairs were weighted "
-        "or trained on one of hf_gradkit's objectives, the training loss shown is their plain DPO loss; the validation "
-        "loss is always of what was optimised, without weights.",
+        "or trained on one of hf_gradkit's objectives, the training loss shown is their plain DPO loss; validation is "
+        "of what was optimised, without weights.",
         loss_figure,
     ),
     (
