@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .callbacks.entanglement import EntanglementCallback
     from .trainers.config import DPOConfig, RewardConfig, SFTConfig, TrainingArguments
     from .trainers.dpo_trainer import DPOTrainer
     from .trainers.reward_trainer import RewardTrainer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .trainers.trainer import Trainer
 
 _HOMES = {
+    "EntanglementCallback": ".callbacks.entanglement",
     "DPOConfig": ".trainers.config",
     "RewardConfig": ".trainers.config",
     "SFTConfig": ".trainers.config",
@@ -29,6 +31,7 @@ _HOMES = {
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "EntanglementCallback",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",

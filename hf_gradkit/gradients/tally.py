@@ -32,7 +32,7 @@ class Tally:
                 self._pairs = torch.stack([rows, rows], dim=1)
                 if self.mode == "pairs":
                     half = self.rows // 2
-                    both = torch.stack([rows[:half], rows[half:]], dim=1)
+                    both = torch.stack([rows[:half], rows[half : 2 * half]], dim=1)
                     self._pairs = torch.cat([self._pairs, both])
         return self._pairs
 

@@ -1,0 +1,319 @@
+"""The entanglement monitor: against one pair at a time, against what a step really does, and on any trainer."""
+
+import json
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+
+import hf_gradkit
+from helpers import make_trainer, parameter_gap, step_logs, text_dataset
+from hf_gradkit import EntanglementCallback
+from hf_gradkit.gradients import GradientRecordError, record_gradients
+from hf_gradkit.gradients.entanglement import Entanglement
+from pair_helpers import dpo, pairs, save_policy, train_dpo
+
+OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
+THEIRS = (trl.DPOTrainer, trl.DPOConfig)
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer, tmp_path_factory):
+    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)
+
+
+def watched(classes, policy, folder, data, keywords=None, callback=None, **options):
+    trainer = dpo(*classes, policy, folder, data, trainer_kwargs=keywords, **options)
+    trainer.add_callback(callback or EntanglementCallback())
+    trainer.train()
+    return trainer
+
+
+def figure(trainer, name):
+    return step_logs(trainer, f"entanglement/{name}")
+
+
+# ---- maths ----------------------------------------------------------------------------------------------------------
+
+
+def test_regions_of_the_paper():
+    """With DPO's signs a pair is ideal iff cos < ratio < 1 / cos; else the longer gradient drags the other along."""
+    cosine = torch.linspace(-0.99, 0.99, 67, dtype=torch.float64)[:, None]
+    ratio = torch.logspace(-2, 2, 81, dtype=torch.float64)[None]
+    cosine, ratio = (v.flatten() for v in torch.broadcast_tensors(cosine, ratio))
+    ones = torch.ones_like(ratio)
+    effect = Entanglement(ones, ratio.square(), -cosine * ratio, -ones, ones)
+    outcomes = effect.outcomes()
+    assert torch.allclose(effect.cosine, cosine)
+    assert torch.allclose(effect.norm_ratio, ratio)
+    ideal = (cosine <= 0) | ((cosine < ratio) & (ratio < 1 / cosine))
+    assert (outcomes["ideal"] == ideal).all()
+    assert (outcomes["both_fall"] == (~ideal & (ratio > 1))).all()
+    assert (outcomes["both_rise"] == (~ideal & (ratio < 1))).all()
+    assert not outcomes["inverted"].any()
+
+
+def test_a_pair_without_gradient_is_inactive():
+    zero = torch.zeros(1)
+    outcomes = Entanglement(zero, zero, zero, zero, zero).outcomes()
+    assert outcomes.pop("inactive").item()
+    assert not any(value.item() for value in outcomes.values())
+
+
+# ---- against one pair at a time -------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_each_pair_alone(policy, tmp_path):
+    """Cosine, ratio and norms from plain autograd of one answer's log-probability at a time."""
+    trainer = dpo(*THEIRS, policy, tmp_path, pairs(6), per_device_train_batch_size=6, max_steps=1)
+    model, reference = trainer.model.double(), trainer.ref_model.double()
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = []
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    for row in range(12):
+        model.zero_grad()
+        logits = model(batch["input_ids"][[row]], batch["attention_mask"][[row]]).logits[:, :-1]
+        target = labels[[row], 1:]
+        picked = logits.log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
+        (picked * (target != -100)).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+    del reference
+    trainer.model.float()
+    trainer.ref_model.float()
+    callback = EntanglementCallback()
+    trainer.add_callback(callback)
+    trainer.train()
+    chosen, rejected = torch.stack(found[:6]), torch.stack(found[6:])
+    cosine = torch.cosine_similarity(chosen, rejected)
+    ratio = rejected.norm(dim=1) / chosen.norm(dim=1)  # DPO: the coefficients are opposite and equal
+    line = json.loads((tmp_path / "entanglement.jsonl").read_text())
+    by_cosine = sorted(line["pairs"])
+    expected = sorted(zip(cosine.tolist(), ratio.tolist(), strict=True))
+    for (c, r), (c_expected, r_expected) in zip(by_cosine, expected, strict=True):
+        assert c == pytest.approx(c_expected, abs=1e-4)
+        assert r == pytest.approx(r_expected, rel=1e-3)
+    # at the start every pair's pull is beta s(0) = .05, on its own loss
+    assert line["entanglement/chosen_norm"] == pytest.approx(0.05 * chosen.norm(dim=1).mean().item(), rel=1e-4)
+    assert line["entanglement/coverage"] == 1.0
+
+
+# ---- against what a step does ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [
+        (THEIRS, {"loss_type": ["sigmoid"]}),
+        (THEIRS, {"loss_type": ["ipo"]}),
+        (THEIRS, {"loss_type": ["hinge"]}),
+        (THEIRS, {"loss_type": ["sppo_hard"]}),
+        (OURS, {"loss_type": ["rpo"], "loss_kwargs": {"rpo": {"eta": 0.1}}}),
+        (OURS, {"weighting": "madpo", "weighting_kwargs": {"calibrate": False}}),
+    ],
+    ids=lambda value: str(value.get("loss_type", value.get("weighting"))) if isinstance(value, dict) else "",
+)
+def test_predicted_signs_are_the_observed_ones(classes, options, policy, tmp_path):
+    """One small SGD step on a batch: what the step's direction predicts for each answer is what happens to it."""
+    n, agree, counted = 16, 0, 0
+    for seed in range(4):
+        data = pairs(n, "reward_margin", seed=seed)
+        trainer = dpo(*classes, policy, tmp_path / str(seed), data, per_device_train_batch_size=n, beta=0.3, **options)
+        with torch.no_grad():
+            for i, p in enumerate(trainer.model.parameters()):  # away from the reference
+                p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * seed + i)))
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.model.train()
+        coefficients = {}
+
+        def keep(module, positional, output, kept=coefficients):
+            if torch.is_grad_enabled():
+                output.log_probs.register_hook(lambda g: kept.update(g=g))
+
+        hook = trainer.model.register_forward_hook(keep)
+        with record_gradients(trainer.model) as recorder:
+            trainer.compute_loss(trainer.model, dict(batch)).backward()
+            gram = recorder.gram().double()
+        hook.remove()
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+
+        model = trainer.model.double()
+
+        def logps(model=model, batch=batch, labels=labels):
+            with torch.no_grad():
+                out = model(batch["input_ids"], batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+            target = labels[:, 1:]
+            return (out.gather(2, target.clamp(min=0)[..., None])[..., 0] * (target != -100)).sum(1)
+
+        before = logps()
+        with torch.no_grad():
+            for p in trainer.model.parameters():
+                p.sub_(1e-5 * p.grad)
+        observed = logps() - before
+        row = coefficients["g"].double()
+        row = row.gather(1, row.abs().max(1).indices[:, None])[:, 0]
+        predicted = -1e-5 * gram.sum(1) / row.where(row != 0, torch.ones_like(row))
+        predicted = predicted.where(row != 0, torch.zeros_like(row))
+        clear = predicted.abs() > 1e-3 * predicted.abs().max()
+        agree += int((predicted.sign() == observed.sign())[clear].sum())
+        counted += int(clear.sum())
+    assert counted > 50
+    assert agree / counted >= 0.99
+
+
+# ---- on any trainer -------------------------------------------------------------------------------------------------
+
+
+def test_watching_leaves_the_training_as_it_was(policy, tmp_path):
+    plain = train_dpo(*THEIRS, policy, tmp_path / "a", pairs(26))
+    seen = watched(THEIRS, policy, tmp_path / "b", pairs(26))
+    assert parameter_gap(plain, seen) < 1e-6
+    assert step_logs(seen, "loss") == pytest.approx(step_logs(plain, "loss"), rel=1e-5)
+    assert len(figure(seen, "cosine")) == 4
+
+
+def test_figures_do_not_depend_on_the_split(policy, tmp_path):
+    """The mean over the pairs of a step, and norms of a pair's own loss, for (8, 1), (4, 2) and (2, 4)."""
+    runs = [
+        watched(
+            THEIRS,
+            policy,
+            tmp_path / str(size),
+            pairs(26),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            max_steps=3,
+        )
+        for size in (8, 4, 2)
+    ]
+    for name in ("cosine", "norm_ratio", "chosen_norm", "rejected_norm", "ideal", "chosen_rises"):
+        for run in runs[1:]:
+            assert figure(run, name) == pytest.approx(figure(runs[0], name), rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation_checkpointing": True},
+        {"precompute_ref_log_probs": True},
+        {"bf16": True},
+    ],
+    ids=str,
+)
+def test_figures_under_options(options, policy, tmp_path):
+    plain = watched(THEIRS, policy, tmp_path / "a", pairs(26), max_steps=2)
+    other = watched(THEIRS, policy, tmp_path / "b", pairs(26), max_steps=2, **options)
+    tolerance = 0.1 if options.get("bf16") else 1e-3
+    for name in ("cosine", "norm_ratio", "chosen_norm"):
+        assert figure(other, name) == pytest.approx(figure(plain, name), rel=tolerance, abs=tolerance / 10)
+
+
+@pytest.mark.parametrize("classes", [THEIRS, OURS], ids=["trl", "ours"])
+def test_lora(classes, policy, tmp_path):
+    keywords = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    trainer = watched(classes, policy, tmp_path, pairs(26), keywords, learning_rate=1.0)
+    assert figure(trainer, "coverage") == [1.0] * 4
+    assert all(value > 0 for value in figure(trainer, "chosen_norm"))
+
+
+def test_weights_of_pairs_leave_cosine_and_ratio(policy, tmp_path):
+    """They scale both gradients of a pair."""
+    data = pairs(26).add_column("w", [0.25 + i % 4 for i in range(26)])
+    plain = watched(OURS, policy, tmp_path / "a", data, max_steps=1)
+    weighted = watched(OURS, policy, tmp_path / "b", data, max_steps=1, weight_column="w")
+    lines = [json.loads((tmp_path / name / "entanglement.jsonl").read_text())["pairs"] for name in "ab"]
+    for (cosine, ratio), (expected_cosine, expected_ratio) in zip(sorted(lines[1]), sorted(lines[0]), strict=True):
+        assert cosine == pytest.approx(expected_cosine, abs=1e-4)
+        assert ratio == pytest.approx(expected_ratio, rel=1e-3)
+    assert figure(plain, "chosen_norm") != pytest.approx(figure(weighted, "chosen_norm"), rel=0.01)
+
+
+def test_every_so_many_steps_and_in_the_trackers_with_the_trainer(policy, tmp_path):
+    class Tracker(trl.trainer.dpo_trainer.TrainerCallback):
+        def __init__(self):
+            self.seen = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen.append(dict(logs))
+
+    tracker = Tracker()
+    trainer = dpo(*THEIRS, policy, tmp_path, pairs(26), max_steps=6, trainer_kwargs={"callbacks": [tracker]})
+    trainer.add_callback(EntanglementCallback(monitor_steps=3, trainer=trainer))
+    trainer.train()
+    steps = [entry["step"] for entry in trainer.state.log_history if "entanglement/cosine" in entry]
+    assert steps == [1, 4]
+    assert sum("entanglement/cosine" in logs for logs in tracker.seen) == 2
+    lines = [json.loads(line) for line in (tmp_path / "entanglement.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 4]
+
+
+def test_a_resumed_run_repeats_no_line(policy, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    watched(THEIRS, policy, tmp_path, pairs(26), **saving)
+    before = (tmp_path / "entanglement.jsonl").read_text()
+    trainer = dpo(*THEIRS, policy, tmp_path, pairs(26), **saving)
+    trainer.add_callback(EntanglementCallback())
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    after = (tmp_path / "entanglement.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in after.splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+    assert after.splitlines()[:2] == before.splitlines()[:2]
+
+
+def test_one_warning_when_most_pairs_fall_together(policy, tmp_path, caplog):
+    """Pairs that share nearly everything: the longer gradient drags the other along."""
+    rows = [{"prompt": " the cat", "chosen": " sat", "rejected": " sat sat sat sat sat sat sat"}] * 16
+    trainer = watched(THEIRS, policy, tmp_path, Dataset.from_list(rows), max_steps=3)
+    assert figure(trainer, "both_fall") == [1.0] * 3
+    assert figure(trainer, "norm_ratio")[0] > 1 / figure(trainer, "cosine")[0] > 1
+    assert step_logs(trainer, "logps/chosen")[-1] < step_logs(trainer, "logps/chosen")[0]
+    assert caplog.text.count("their gradients are entangled") == 1
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"monitor_steps": 0}, "`monitor_steps` must be a whole number of at least 1, but it is 0"),
+        ({"monitor_steps": True}, "`monitor_steps` must be"),
+        ({"direction": "sideways"}, "`direction` must be 'pair' or 'step', but it is 'sideways'"),
+    ],
+)
+def test_bad_options(options, part):
+    with pytest.raises(ValueError, match=part):
+        EntanglementCallback(**options)
+
+
+def test_what_the_monitor_refuses(policy, tmp_path):
+    with pytest.raises(ValueError, match=r"`ld_alpha` is 0\.5"):
+        watched(THEIRS, policy, tmp_path, pairs(8), ld_alpha=0.5)
+    callback = EntanglementCallback(direction="step")
+    with pytest.raises(ValueError, match=r"direction='step' needs .* gradient_accumulation_steps=2"):
+        watched(THEIRS, policy, tmp_path, pairs(8), callback=callback, gradient_accumulation_steps=2)
+
+
+def test_a_trainer_without_pairs(tokenizer, tmp_path):
+    trainer = make_trainer(trl.SFTTrainer, trl.SFTConfig, tokenizer, tmp_path, text_dataset(26))
+    trainer.args.per_device_train_batch_size = 3
+    trainer._train_batch_size = 3
+    trainer.add_callback(EntanglementCallback())
+    with pytest.raises(GradientRecordError, match="3 rows, an odd number"):
+        trainer.train()
+    assert "forward" not in vars(trainer.model.model.layers[0].self_attn.q_proj)
+
+
+def test_hooks_are_gone_after_an_error(policy, tmp_path):
+    trainer = dpo(*THEIRS, policy, tmp_path, pairs(8))
+    with pytest.raises(RuntimeError, match="stop here"), record_gradients(trainer.model):
+        raise RuntimeError("stop here")
+    assert not trainer.model._forward_pre_hooks
+    assert all("forward" not in vars(m) for m in trainer.model.modules() if m is not trainer.model)
+    with (
+        record_gradients(trainer.model),
+        pytest.raises(GradientRecordError, match="being recorded already"),
+        record_gradients(trainer.model),
+    ):
+        pass
