@@ -35,7 +35,7 @@ def train(arm: str, seed: int, world: Path) -> tuple[Path, dict]:
     gradkit(
         "dpo", seed=seed, model_name_or_path=world / "policy",
         dataset_name=world / "scores" / margins / "scored.parquet", output_dir=folder,
-        precompute_ref_log_probs=True, precompute_ref_batch_size=64, **DPO, **PLAIN, **options,
+        precompute_ref_log_probs=True, precompute_ref_batch_size=16, **DPO, **PLAIN, **options,
     )  # fmt: skip
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     logs = [{key: entry[key] for key in ("step", *KEPT) if key in entry} for entry in history if "loss" in entry]
