@@ -60,6 +60,7 @@ CASES = [
         **{**BETA, "loss_kwargs": {"beta_dpo": {"keep_ratio": 0.5}}},
     ),
     case("saved", per_device_train_batch_size=4, **{**BETA, **SAVING}),
+    case("watched", monitors=["entanglement"], monitor_steps=1, **SPLIT),
     case("epochs", rows=11, max_steps=-1, num_train_epochs=2, weighting="madpo", gradient_accumulation_steps=1, **LOG),
 ]
 
@@ -147,6 +148,15 @@ def test_beta_dpo_resumes_where_it_was(results):
     assert results.gap("saved", whole) == 0
     again = results.of("saved")["logs"]
     assert [entry.get("beta_dpo/beta") for entry in again] == [entry.get("beta_dpo/beta") for entry in logs]
+
+
+def test_entanglement_over_ranks(results, tmp_path):
+    """The monitor's figures are means over the pairs of both ranks, those of one process with all of them."""
+    one = alone(results, tmp_path, monitors=["entanglement"], monitor_steps=1, **SPLIT)
+    for name in ("cosine", "norm_ratio", "chosen_norm", "rejected_norm", "ideal", "both_fall", "coverage"):
+        key = f"entanglement/{name}"
+        assert results.logs("watched", key) == pytest.approx(step_logs(one, key), rel=1e-4, abs=1e-6), name
+    assert results.gap("watched", one.model.state_dict()) < 3e-6
 
 
 def test_pairs_are_logged_once_an_epoch(results):

@@ -271,6 +271,21 @@ def test_one_warning_when_most_pairs_fall_together(policy, tmp_path, caplog):
     assert caplog.text.count("their gradients are entangled") == 1
 
 
+# ---- from a configuration, and the picture --------------------------------------------------------------------------
+
+
+def test_the_monitor_of_a_configuration(policy, tmp_path):
+    trainer = train_dpo(*OURS, policy, tmp_path, pairs(26), monitors=["entanglement"], monitor_steps=2)
+    assert [entry["step"] for entry in trainer.state.log_history if "entanglement/cosine" in entry] == [1, 3]
+    picture = (tmp_path / "entanglement.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+    with pytest.raises(ValueError, match=r"`monitors` has 'entanglment', which there is not\. Did you mean"):
+        hf_gradkit.DPOConfig("out", monitors=["entanglment"], use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="`monitor_steps` must be a whole number"):
+        hf_gradkit.DPOConfig("out", monitors=["entanglement"], monitor_steps=0, use_cpu=True, bf16=False)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """EntanglementCallback: why chosen and rejected log-probabilities rise or fall together, while training runs."""
 
+import importlib.util
 import logging
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +102,8 @@ class EntanglementCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._close()
+        if state.is_world_process_zero:
+            _draw(args.output_dir)
 
     def _close(self) -> None:
         self._stack.close()
@@ -185,6 +189,20 @@ class EntanglementCallback(TrainerCallback):
             "answer holds it up (loss_type=['rpo'], or 'sft' beside the loss), as does a loss of length-normalised "
             "log-probabilities ('sigmoid_norm') where rejected answers are the longer ones. Weights of pairs do not."
         )
+
+
+def _draw(output_dir: str) -> None:
+    """Write the picture beside the figures, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning('No picture of the entanglement: matplotlib is missing (pip install "hf-gradkit[plots]").')
+        return
+    from ..reporting.entanglement import entanglement_figure
+    from ..reporting.runs import Run
+
+    folder = Path(output_dir)
+    figure = entanglement_figure([Run(folder.name, folder, [], {})])
+    if figure is not None:
+        figure.savefig(folder / "entanglement.png", dpi=130)
 
 
 MEASURES = ("cosine", "norm_ratio", "chosen_norm", "rejected_norm")

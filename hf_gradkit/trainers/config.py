@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import transformers
 import trl
 
+from .monitors import MonitorArguments
 from .options import ExampleArguments
 from .preference_options import PreferenceArguments
 
@@ -24,10 +25,12 @@ class SFTConfig(ExampleArguments, trl.SFTConfig):
 
 
 @dataclass
-class DPOConfig(PreferenceArguments, trl.DPOConfig):
+class DPOConfig(PreferenceArguments, MonitorArguments, trl.DPOConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.DPOTrainer`]: those of [`trl.DPOConfig`] and
 
     {PreferenceArguments.__doc__}
+
+    {MonitorArguments.__doc__}
 
     {ExampleArguments.__doc__}"""
 

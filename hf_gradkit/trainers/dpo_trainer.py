@@ -17,6 +17,7 @@ from ..scoring import add_reward_margins, check_recorded_reward_model
 from ..weighting.calibration import fit_temperature
 from .gathering import gather_rows
 from .mixin import ExampleWeightingMixin
+from .monitors import build_monitors
 from .pair_batch import PairBatch
 from .pair_checks import check_prepared_pairs, check_raw_pairs
 from .policy_tap import PolicyTap
@@ -68,6 +69,8 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         self._reward_model = None  # its memory is the policy's now
         if self._options.active:
             self._adapter = self._new_adapter()
+        for monitor in build_monitors(self.args, self):
+            self.add_callback(monitor)
 
     def _read_options(self, args: Any) -> PreferenceOptions:
         options = PreferenceOptions.of(args)
