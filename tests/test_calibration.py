@@ -45,7 +45,7 @@ def test_margins_that_are_calibrated_keep_their_size():
     [
         ([1.0, 2.0, 0.5], "not one speaks against its label.*gradkit reward --folds"),
         ([-1.0, -2.0, 0.5], "they speak against the labels.*33.3% agree"),
-        ([0.0, 0.0], "they speak against the labels"),
+        ([0.0, 0.0], "all of them are zero"),
         ([], "no margins"),
         ([1.0, float("nan")], r"positions \[1\]"),
     ],
@@ -53,6 +53,12 @@ def test_margins_that_are_calibrated_keep_their_size():
 def test_no_temperature(margins, part):
     with pytest.raises(ValueError, match=part):
         fit_temperature(torch.tensor(margins))
+
+
+def test_margins_of_any_size():
+    for size in (1e-200, 1.0, 1e200):
+        margins = torch.tensor([3.0, 3.0, 3.0, -3.0], dtype=torch.float64) * size
+        assert fit_temperature(margins) == pytest.approx(size * 3 / math.log(3), rel=1e-9)
 
 
 def test_a_public_reward_models_margins_make_madpo_dpo():

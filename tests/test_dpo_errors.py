@@ -8,10 +8,10 @@ from datasets import Dataset
 
 import hf_gradkit
 from hf_gradkit import DPOConfig
-from hf_gradkit.data.columns import INDEX
+from hf_gradkit.data.columns import INDEX, INFO
 from hf_gradkit.trainers.pair_checks import check_prepared_pairs
 from hf_gradkit.trainers.weigher import NonFiniteLossError
-from pair_helpers import dpo, make_pairs, pairs, save_policy
+from pair_helpers import dpo, make_pairs, pairs, save_policy, train_dpo
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,10 @@ def config(**options):
         ({"loss_type": ["rpo"], "loss_kwargs": {"rpo": {"etta": 1}}}, "no option 'etta'. Did you mean 'eta'"),
         ({"loss_type": ["rpo"], "loss_kwargs": '{"rpo": '}, "`loss_kwargs` must be a JSON object"),
         ({"loss_type": ["rpo"], "f_divergence_type": "js_divergence"}, "'rpo' is defined for 'reverse_kl' only"),
+        ({"loss_type": ["rpo"], "ld_alpha": 0.5}, "`ld_alpha` is 0.5, and 'rpo' is not defined for weighted sums"),
+        ({"weight_column": "w", "loss_type": ["sigmoid", "sft"], "use_weighting": True}, "'sft', a term that TRL"),
+        ({"weighting": "madpo", "reward_margin_column": None}, "`reward_margin_column` is None"),
+        ({"loss_type": ["rpo"], "loss_kwargs": [1]}, r"`loss_kwargs` must be a mapping .* but it is \[1\]"),
         ({"loss_type": ["rpo"], "use_weighting": True}, "`use_weighting` .WPO. is True together with 'rpo'"),
         ({"loss_type": ["rpo", "beta_dpo"]}, "not tested together with another of our objectives"),
         ({"reward_model_name_or_path": "runs/reward"}, "uses no reward margins. Set weighting='madpo'"),
@@ -138,6 +142,44 @@ def test_a_reward_model_that_is_not_used(policy, tmp_path):
             pairs(8),
             trainer_kwargs={"reward_model": object()},
         )
+
+
+def test_dropped_pairs_are_counted(tokenizer, policy, tmp_path, caplog):
+    data = pairs(26, "weight")
+    prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in data]
+    longest = sorted(prompts)[16]
+    with caplog.at_level(logging.WARNING):
+        trainer = ours(policy, tmp_path, data, weight_column="weight", max_length=longest)
+    dropped = 26 - len(trainer.train_dataset)
+    assert 0 < dropped < 26
+    assert (
+        f"{dropped} of 26 pairs are dropped: their prompt alone is as long as `max_length` ({longest})" in caplog.text
+    )
+
+
+def test_a_subclass_that_goes_past_the_weights(policy, tmp_path):
+    class Own(hf_gradkit.DPOTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return trl.DPOTrainer.compute_loss(self, model, {k: v for k, v in inputs.items() if k != INFO})
+
+    for steps in (1, 3):
+        trainer = dpo(Own, DPOConfig, policy, tmp_path, pairs(26, "weight"), weight_column="weight", max_steps=steps)
+        with pytest.raises(RuntimeError, match=r"Own was asked for weights.* does not call `super\(\).compute_loss"):
+            trainer.train()
+
+
+def test_two_reward_models(policy, tmp_path):
+    keywords = {"trainer_kwargs": {"reward_model": object()}, "reward_model_name_or_path": "runs/reward"}
+    with pytest.raises(ValueError, match="Both a `reward_model` and `reward_model_name_or_path`"):
+        ours(policy, tmp_path, pairs(8), weighting="madpo", **keywords)
+
+
+def test_a_checkpoint_without_beta_dpos_averages(policy, tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    train_dpo(hf_gradkit.DPOTrainer, DPOConfig, policy, tmp_path, pairs(26), loss_type=["rpo"], **saving)
+    trainer = ours(policy, tmp_path, pairs(26), loss_type=["beta_dpo"], **saving)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "written without beta-DPO's averages" in caplog.text
 
 
 def test_a_loss_that_is_not_finite(policy, tmp_path):

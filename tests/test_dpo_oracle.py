@@ -152,6 +152,22 @@ def test_rpo(normalization, weighting, policy, tmp_path):
     assert_same(loss_and_gradient(ours, batch), by_hand(ours, batch, loss_of))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rpo_with_a_weight_column(normalize, policy, tmp_path):
+    """The data's weights multiply both parts of a pair's loss."""
+    options = {"loss_type": ["rpo"], "loss_kwargs": {"rpo": {"eta": 0.3}}}
+    ours, batch = make(policy, tmp_path, weight_column="weight", normalize_weight_column=normalize, **options)
+    weights = batch[INFO].weight
+    if normalize:
+        ours._step_totals = ours._count([batch])
+        weights = weights / weights.mean()
+
+    def loss_of(m, lw, tokens):
+        return (weights * (-torch.nn.functional.logsigmoid(0.5 * m) - 0.3 * 0.5 * lw)).mean()
+
+    assert_same(loss_and_gradient(ours, batch), by_hand(ours, batch, loss_of))
+
+
 def test_rpo_beside_a_loss_type_of_trl(policy, tmp_path):
     options = {"loss_type": ["ipo", "rpo"], "loss_weights": [0.25, 2.0]}
     ours, batch = make(policy, tmp_path, **options, loss_kwargs={"rpo": {"eta": 0.1}})

@@ -1,16 +1,18 @@
 """MADPO from a reward model: the trainer scores what has no margins, once, and will not mix two reward models."""
 
+import copy
 import json
 
 import datasets
 import pytest
 import torch
+import transformers
 import yaml
 
 import hf_gradkit
 from helpers import step_logs
 from hf_gradkit.cli import dpo as dpo_command
-from hf_gradkit.scoring import RewardScorer, add_reward_margins
+from hf_gradkit.scoring import PairScoring, RewardScorer, add_reward_margins
 from hf_gradkit.weighting import fit_temperature
 from launch import launch
 from pair_helpers import pairs, save_policy, train_dpo
@@ -82,6 +84,44 @@ def test_margins_of_another_reward_model(policy, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="reward model") as error:
         train_dpo(*OURS, policy, tmp_path / "b", scored, reward_model_name_or_path=other, **options)
     assert str(tmp_path / "other") in str(error.value)
+
+
+def test_margins_that_the_record_does_not_speak_of(policy, tokenizer, tmp_path, caplog):
+    """Scored again under another name, the first margins are gone; changed ones are told from the record's."""
+    one, two = (str(save_reward_model(tokenizer, tmp_path / f"reward-{i}", seed=i)) for i in (0, 1))
+    again = add_reward_margins(add_reward_margins(labelled(one), one), two, column="rm")
+    assert "reward_margin" not in again.column_names
+    changed = again.add_column("reward_margin", [0.5 - i % 3 for i in range(26)])
+    options = {"weighting": "madpo", "max_steps": 1, "reward_model_name_or_path": two}
+    with pytest.raises(ValueError, match="are not the difference of 'reward_chosen' and 'reward_rejected'"):
+        train_dpo(*OURS, policy, tmp_path / "a", changed, **options)
+    unknown = changed.remove_columns(["reward_model", "reward_chosen", "reward_rejected"])
+    options["weighting_kwargs"] = {"calibrate": False}
+    train_dpo(*OURS, policy, tmp_path / "b", unknown, **options)
+    assert "no record of what scored them" in caplog.text
+
+
+def test_a_live_model_is_known_with_the_tokenizer_that_it_brings(tokenizer, tmp_path):
+    folder = save_reward_model(tokenizer, tmp_path / "reward")
+    live = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    before = PairScoring(pairs(4), live).key
+    other = copy.deepcopy(tokenizer)
+    other.chat_template += " "
+    other.save_pretrained(folder)
+    assert PairScoring(pairs(4), live).key != before
+    assert PairScoring(pairs(4), live, tokenizer=tokenizer).key == before
+
+
+def test_a_tokenizer_of_another_model(tokenizer, tmp_path):
+    small = reward_model(tokenizer)
+    small.resize_token_embeddings(100)
+    with pytest.raises(ValueError, match="and the reward model knows 100: they do not belong together"):
+        add_reward_margins(pairs(4), small, tokenizer=tokenizer)
+
+
+def test_columns_of_the_scores_are_not_for_margins(tokenizer):
+    with pytest.raises(ValueError, match="`column` is 'reward_model', the name of another column"):
+        add_reward_margins(pairs(4), reward_model(tokenizer), tokenizer=tokenizer, column="reward_model")
 
 
 @pytest.mark.multiprocess

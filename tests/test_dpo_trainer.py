@@ -7,7 +7,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 
 import hf_gradkit
 from helpers import parameter_gap, step_logs
@@ -111,6 +111,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(method, policy, data,
         assert step_logs(straight, key)[3:] == step_logs(resumed, key)[3:], key
     if method == "beta_dpo":
         assert len(set(step_logs(straight, "beta_dpo/beta"))) > 3
+        assert straight._adapter.seed == straight.args.seed
 
 
 def test_beta_dpos_averages_are_not_those_of_a_fresh_run(policy, data, tmp_path):
@@ -280,6 +281,18 @@ def test_lora_with_the_adapter_switched_off_as_reference(policy, data, tmp_path)
     assert ours.ref_model is None
     assert parameter_gap(ours, theirs) < 1e-5
     assert step_logs(ours, "loss")[-1] != pytest.approx(0.6931, abs=1e-4)
+
+
+def test_prompt_tuning(policy, tmp_path):
+    """Virtual tokens come before the real ones; half the weight at twice the rate is the same training."""
+    data = pairs(16).add_column("half", [0.5] * 16)
+    keywords = {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)}
+    options = {"max_grad_norm": 0.0, "trainer_kwargs": keywords}
+    theirs = train_dpo(*THEIRS, policy, tmp_path / "a", data, learning_rate=0.05, **options)
+    ours = train_dpo(*OURS, policy, tmp_path / "b", data, learning_rate=0.1, weight_column="half", **options)
+    assert [2 * loss for loss in step_logs(ours, "loss")] == pytest.approx(step_logs(theirs, "loss"), rel=1e-5)
+    assert step_logs(ours, "loss/unweighted") == pytest.approx(step_logs(theirs, "loss"), rel=1e-5)
+    assert parameter_gap(ours, theirs) < 1e-6
 
 
 def test_a_trained_adapter_with_its_copy_as_reference(policy, data, tmp_path):

@@ -32,6 +32,14 @@ def test_beyond_tau_the_dampening_is_small():
     assert 0.948 - 1e-3 < madpo_weights(h, tau=6.9).min().item() < 1
 
 
+@pytest.mark.parametrize("c_min", [None, 0.4])
+def test_the_formula_of_the_paper(c_min):
+    h = torch.linspace(-4.0, 8.0, 49, dtype=torch.float64)
+    low, c_max, steepness, tau = c_min or 1 / 3, 3.0, 2.5, 5.0
+    c = low + (c_max - low) / (1 + (c_max - 1) / (1 - low) * torch.exp(steepness * (h.abs() - tau)))
+    torch.testing.assert_close(madpo_weights(h, c_max, c_min, steepness, tau), torch.sigmoid(c * h) / torch.sigmoid(h))
+
+
 def test_weights_of_one():
     tau = 6.907
     h = torch.tensor([0.0, tau, -tau, -tau - 1e-6, -50.0], dtype=torch.float64)

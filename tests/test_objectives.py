@@ -128,6 +128,37 @@ def test_pairs_are_drawn_in_proportion_to_their_density():
     assert torch.allclose(drawn.double() / n, expected, atol=4 * math.sqrt(0.25 / n))
 
 
+def test_a_single_pair_tells_nothing_of_the_spread():
+    adapter = BetaAdapter(BetaDPO(keep_ratio=1.0), 0.1, 0)
+    adapter.adapt(torch.tensor([7.0]))
+    second = adapter.adapt(torch.tensor([6.0, 10.0]))
+    assert second.figures["gap_std"] == pytest.approx(math.sqrt(8))
+    assert second.figures["gap_mean"] == pytest.approx((0.9 * 0.1 * 7 + 0.1 * 8) / 0.19)
+
+
+def test_the_filter_is_around_the_moving_average():
+    """Pairs near the run's mean are kept, and not those near their own batch's."""
+    gaps, drawn = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64), torch.zeros(3)
+    for seed in range(400):
+        adapter = BetaAdapter(BetaDPO(keep_ratio=0.4), 0.1, seed)
+        for _ in range(50):
+            adapter.adapt(torch.tensor([4.0, 5.0, 6.0]))
+        drawn += adapter.adapt(gaps).keep
+    assert drawn[2] > 350
+
+
+def test_each_batch_is_drawn_anew_and_by_the_seed():
+    gaps = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    adapter = BetaAdapter(BetaDPO(keep_ratio=0.5), 0.1, 0)
+    first, second = adapter.adapt(gaps).keep, adapter.adapt(gaps).keep
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, BetaAdapter(BetaDPO(keep_ratio=0.5), 0.1, 1).adapt(gaps).keep)
+
+
+def test_an_answer_without_tokens_does_not_divide_by_zero():
+    assert RPO(normalization="average").regulariser(record([0.0], [-1.0], tokens=[0])).tolist() == [0.0]
+
+
 def test_far_outliers_are_left_out_without_underflow():
     gaps = torch.cat([torch.zeros(50, dtype=torch.float64), torch.tensor([1e6] * 2, dtype=torch.float64)])
     adapter = BetaAdapter(BetaDPO(), 0.1, 0)

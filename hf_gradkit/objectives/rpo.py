@@ -43,7 +43,10 @@ class RPO(Objective):
         if self.eta is None:
             return
         if isinstance(self.eta, bool) or not isinstance(self.eta, (int, float)) or not 0 <= self.eta < float("inf"):
-            raise ValueError(f"`eta` of rpo must be a number of at least 0, but it is {self.eta!r}. 0 is DPO.")
+            raise ValueError(
+                f"`eta` of rpo must be a number of at least 0, but it is {self.eta!r}. 0 is DPO; in YAML write 0.1 or "
+                "1.0e-1, 1e-1 is a text there."
+            )
 
     @property
     def strength(self) -> float:

@@ -18,7 +18,7 @@ from .engine import load_scores, score_rows
 from .folds import Folds
 from .pairs import check_pair_columns, check_pairs, content_columns, identical_message
 from .processes import on_main, world
-from .records import MARGIN, MODEL, describe_reward_model, hash_of, model_name, recorded_reward_model
+from .records import CHOSEN, MARGIN, MODEL, REJECTED, describe_reward_model, hash_of, model_name, recorded_reward_model
 from .rewards import (
     DTYPES,
     RewardScorer,
@@ -31,8 +31,6 @@ from .rewards import (
 )
 
 logger = get_logger(__name__)
-
-CHOSEN, REJECTED = "reward_chosen", "reward_rejected"  # further columns of scored data
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,16 @@ def without_margins(dataset: Dataset, column: str = MARGIN) -> Dataset:
             f"The data is a {type(dataset).__name__}, and scores are columns of a `datasets.Dataset`. Load it without "
             "streaming (dataset_streaming false)."
         )
+    if column in (CHOSEN, REJECTED, MODEL):
+        raise ValueError(f"`column` is {column!r}, the name of another column of the scores. Keep 'reward_margin'.")
     if column == "margin":
         raise ValueError(
             "`column` is 'margin', a name that TRL's RewardTrainer takes for a margin in its loss: a reward model "
             "trained again on the scored data would be another one. Keep 'reward_margin'."
         )
     taken = [name for name in (CHOSEN, REJECTED, column, MODEL) if name in dataset.column_names]
+    if MODEL in taken and MARGIN in dataset.column_names and MARGIN not in taken:
+        taken.append(MARGIN)  # margins of the earlier scoring must not be taken for those of this one
     if taken and recorded_reward_model(dataset) is None:
         raise ValueError(
             f"The data has columns {taken} already, which no scoring of hf_gradkit wrote. Rename or remove them."
@@ -187,7 +189,10 @@ class PairScoring:
     @cached_property
     def key(self) -> str:
         """Says which model, data and settings these are."""
-        tokenizer = None if self.tokenizer is None else fingerprints.hash_tokenizer(self.tokenizer)
+        tokenizer = self.tokenizer
+        if tokenizer is None and not isinstance(self.reward_model, (str, os.PathLike)):
+            tokenizer = self._load_tokenizer(self.reward_model)  # of a saved model, it is among the files
+        tokenizer = None if tokenizer is None else fingerprints.hash_tokenizer(tokenizer)
         rows = on_main(lambda: fingerprints.hash_rows(self.dataset, content_columns(self.dataset)))
         settings = (tokenizer, self.max_length, str(self.dtype))
         return fingerprints.digest("rewards", 1, hash_of(self.model), rows, *settings)
@@ -224,6 +229,7 @@ class PairScoring:
         check_labels(model.config.num_labels, model_name(model))
         part = self.dataset if len(rows) == len(self.dataset) else self.dataset.select(rows)
         sequences = tokenize_pairs(part, tokenizer, self.max_length or position_limit(model))
+        _check_vocabulary(sequences, model)
         if self.device is not None or (loaded and "device_map" not in self.options):
             model.to(self.device or world().device)
         training = model.training
@@ -254,3 +260,13 @@ class PairScoring:
         if not model_name(model):
             raise ValueError("The reward model was given as an object without a name: give its `tokenizer` as well.")
         return load_reward_tokenizer(model_name(model), **known)
+
+
+def _check_vocabulary(sequences: list[np.ndarray], model: Any) -> None:
+    largest = max((int(ids.max()) for ids in sequences if len(ids)), default=-1)
+    known = model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        raise ValueError(
+            f"The tokenizer gives token {largest}, and the reward model knows {known}: they do not belong together. "
+            "Give the reward model's own tokenizer (`reward_processing_class`, or `tokenizer`)."
+        )

@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset
 
@@ -14,6 +15,7 @@ from .processes import on_main
 logger = get_logger(__name__)
 
 MARGIN, MODEL = "reward_margin", "reward_model"  # columns of scored data
+CHOSEN, REJECTED = "reward_chosen", "reward_rejected"  # further ones
 LIVE = "live:"  # before the hash of a model in memory, which cannot be compared with that of its files
 
 
@@ -70,14 +72,22 @@ def recorded_reward_model(dataset: Any) -> str | None:
     return ours[0] if ours else None
 
 
-def check_recorded_reward_model(dataset: Any, reward_model: Any, revision: str | None = None) -> None:
-    """Raise `ValueError` if the data was scored by another reward model; the name alone may differ.
+def check_recorded_reward_model(
+    dataset: Any, reward_model: Any, revision: str | None = None, column: str = MARGIN
+) -> None:
+    """Raise `ValueError` if the margins in a column are those of another reward model; the name alone may differ.
 
-    Nothing is known of data without a record, nor when one of the two was a model in memory and the other is on disk.
+    Margins are those of the record where they are the difference of the rewards beside it. Of data without a record
+    nothing is known, nor when one of the two was a model in memory and the other is on disk: that is warned of.
     """
     recorded = recorded_reward_model(dataset)
     if recorded is None:
+        logger.warning(
+            f"The data has margins in {column!r} and no record of what scored them. They are used as they are, and "
+            "the reward model that was given is not."
+        )
         return
+    _check_difference(dataset, column, recorded)
     given = describe_reward_model(reward_model, revision)
     if (LIVE in hash_of(recorded)) != (LIVE in hash_of(given)):
         logger.warning(
@@ -87,6 +97,18 @@ def check_recorded_reward_model(dataset: Any, reward_model: Any, revision: str |
     elif hash_of(recorded) != hash_of(given):
         raise ValueError(
             f"The data was scored by {recorded!r}, but the reward model that was given is {given!r}, another one. "
-            f"Leave the reward model out to use the scores of the data, or remove the columns {MARGIN!r} and "
+            f"Leave the reward model out to use the scores of the data, or remove the columns {column!r} and "
             f"{MODEL!r} to score it again."
+        )
+
+
+def _check_difference(dataset: Any, column: str, recorded: str) -> None:
+    if not isinstance(dataset, Dataset) or not {CHOSEN, REJECTED} <= set(dataset.column_names):
+        return
+    values = {name: np.asarray(dataset.with_format(None)[name], dtype=float) for name in (CHOSEN, REJECTED, column)}
+    if not np.allclose(values[CHOSEN] - values[REJECTED], values[column], rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"The margins in {column!r} are not the difference of {CHOSEN!r} and {REJECTED!r}, which {recorded!r} "
+            f"scored: they are of another scoring, or were changed since. Name the column that belongs to it "
+            "(`reward_margin_column`), or leave the reward model out to use the margins as they are."
         )

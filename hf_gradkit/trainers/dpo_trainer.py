@@ -79,12 +79,18 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
                 f"A `reward_model` was given, but `weighting` is {options.name!r}, which uses no reward margins. Set "
                 "weighting='madpo', or leave the reward model out."
             )
+        if self._reward_model is not None and args.reward_model_name_or_path is not None:
+            raise ValueError(
+                f"Both a `reward_model` and `reward_model_name_or_path` ({args.reward_model_name_or_path!r}) were "
+                "given. Keep one of them."
+            )
         return options
 
     # ---- data ---------------------------------------------------------------------------------------------------
 
     def _attach_columns(self, dataset: Any, args: Any) -> Any:
         check_raw_pairs(dataset)
+        self._rows_given = len(dataset) if isinstance(dataset, Dataset) else None
         if self._options.columns.margin is None:
             return super()._attach_columns(dataset, args)
         dataset = super()._attach_columns(self._with_margins(dataset, args), args)
@@ -105,7 +111,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         model = self._reward_model if self._reward_model is not None else args.reward_model_name_or_path
         if column in present:
             if model is not None:
-                check_recorded_reward_model(dataset, model)
+                check_recorded_reward_model(dataset, model, column=column)
             return dataset
         if model is None:
             raise ValueError(
@@ -134,7 +140,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
                 "The training data has images, which weights and objectives of pairs do not support yet. Set "
                 "weighting='none', use TRL's loss types and leave out the example columns to train as with TRL."
             )
-        check_prepared_pairs(self.train_dataset, self.args.max_length)
+        check_prepared_pairs(self.train_dataset, self.args.max_length, self._rows_given)
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
@@ -146,8 +152,13 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
     def _start(self, max_steps: int, state: dict[str, Any] | None) -> None:
         super()._start(max_steps, state)
         self._adapter = self._new_adapter()
-        if self._adapter is not None and state is not None and "adapter" in state:
-            self._adapter.load_state_dict(state["adapter"])
+        if self._adapter is not None and state is not None:
+            if "adapter" in state:
+                self._adapter.load_state_dict(state["adapter"])
+            else:
+                logger.warning(
+                    "The checkpoint was written without beta-DPO's averages (another `loss_type`): they start anew."
+                )
 
     def _new_adapter(self) -> Any:
         adapters = [objective.adapter(self.beta, self.args.seed) for objective in self._options.objectives]

@@ -162,7 +162,9 @@ class ExampleWeightingMixin:
         if self.args.should_save:
             write_run_info(self, self._run_facts())
         try:
+            self._drawn = False
             result = super().train(*positional, **keywords)
+            self._check_weighed()
             check_trained(self._weigher.tokens_seen, self.state.global_step)
             return result
         finally:
@@ -186,12 +188,22 @@ class ExampleWeightingMixin:
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._weigher is not None and batches:
+            self._check_weighed()
+            self._drawn = True
             self._weigher.metrics.end_step()
             ended = len(batches) < num_batches or self.accelerator.gradient_state.end_of_dataloader
             self._weigher.epoch_ends = ended
             self._step_totals = self._count(batches) if self._divides_by_totals(batches[0]) else {}
             self._ahead = batches if self._options.weighs_ahead else []
         return batches, num_items_in_batch
+
+    def _check_weighed(self) -> None:
+        """Raise `RuntimeError` if a step was trained past us: by a subclass with a `compute_loss` of its own."""
+        if self._drawn and self._weigher.tokens_seen is None:
+            raise RuntimeError(
+                f"{type(self).__name__} was asked for weights, columns or objectives, but a step was trained without "
+                "them: its `compute_loss` does not call `super().compute_loss(...)`. Call it there, or leave them out."
+            )
 
     def _divides_by_totals(self, batch: Any) -> bool:
         """Whether the loss of this batch is divided by something else than what the parent divides by."""

@@ -26,18 +26,24 @@ def check_raw_pairs(dataset: Any) -> None:
         )
 
 
-def check_prepared_pairs(dataset: Any, max_length: int | None) -> None:
-    """Refuse answers without a token and warn of pairs that are cut, once the data is tokenised.
+def check_prepared_pairs(dataset: Any, max_length: int | None, given: int | None = None) -> None:
+    """Refuse answers without a token and warn of pairs that are dropped or cut, once the data is tokenised.
 
     Args:
         dataset: as TRL prepared it, with the numbers of the rows.
-        max_length: above which TRL cuts prompt and answer.
+        max_length: above which TRL cuts prompt and answer, and drops pairs whose prompt alone is as long.
+        given: number of pairs before the preparation, or None.
 
     Raises:
         ValueError: if an answer has no token; the message names the row.
     """
     if not isinstance(dataset, Dataset) or "chosen_ids" not in dataset.column_names:
         return
+    if given is not None and len(dataset) < given:
+        logger.warning(
+            f"{given - len(dataset)} of {given} pairs are dropped: their prompt alone is as long as `max_length` "
+            f"({max_length})."
+        )
     too_long = 0
     columns = ["prompt_ids", "chosen_ids", "rejected_ids", INDEX]
     for row in dataset.with_format(None).select_columns(columns):

@@ -103,6 +103,11 @@ class PreferenceOptions(ExampleOptions):
         values["terms"] = _terms(args)
         if values["method"] is not None and values["method"].record_type is PairRecord:
             values["calibration"], values["comparison"] = values["comparison"], Comparison(warmup_ratio=0.0)
+            if not isinstance(args.reward_margin_column, str) or not args.reward_margin_column:
+                raise ValueError(
+                    f"`reward_margin_column` is {args.reward_margin_column!r}, but weighting={values['name']!r} needs "
+                    "the name of a column. Leave it at 'reward_margin' to have it scored or found."
+                )
             values["columns"] = replace(values["columns"], margin=args.reward_margin_column)
         values["comparison"] = replace(values["comparison"], normalization="sequence")
         return values
@@ -131,6 +136,11 @@ class PreferenceOptions(ExampleOptions):
             )
         if self.weighs:
             self._check_independent()
+            if getattr(args, "use_weighting", False) and any(term.name == "sft" for term in self.terms):
+                raise ValueError(
+                    "`use_weighting` (WPO) is True and `loss_type` has 'sft', a term that TRL itself can only weigh "
+                    "so in micro-batches of one pair. Leave one of them out together with weights of pairs."
+                )
         if self.objectives:
             self._check_objectives(args)
 
@@ -150,6 +160,11 @@ class PreferenceOptions(ExampleOptions):
             raise ValueError(
                 f"`f_divergence_type` is {args.f_divergence_type!r}, but {names[0]!r} is defined for 'reverse_kl' "
                 "only. Use that, or one of TRL's loss types."
+            )
+        if args.ld_alpha is not None:
+            raise ValueError(
+                f"`ld_alpha` is {args.ld_alpha}, and {names[0]!r} is not defined for weighted sums of tokens. Unset "
+                "it, or use one of TRL's loss types."
             )
         if args.use_weighting:
             raise ValueError(
@@ -172,6 +187,10 @@ def _terms(args: Any) -> tuple[Term, ...]:
     names = [names] if isinstance(names, str) else list(names)
     weights = getattr(args, "loss_weights", None) or [1.0] * len(names)
     options = getattr(args, "loss_kwargs", None) or {}
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"`loss_kwargs` must be a mapping such as {{'rpo': {{'eta': 0.005}}}}, but it is {options!r}."
+        )
     for name in options:
         if name not in names:
             raise ValueError(

@@ -140,7 +140,8 @@ class ExampleWeigher:
 
         if info.margin is not None:
             self.metrics.add_margins(table["margin"][counted], self.temperature)
-        running = self.method is not None and self.comparison.scope == "running"
+        compares = self.method is not None and self.method.record_type is not PairRecord
+        running = compares and self.comparison.scope == "running"
         self.metrics.add_weights(multipliers[counted], ess, self.window.mean if running else None)
         if self.comparison.normalization == "token":
             self.metrics.add_loss(float(table["sums"].sum()), float(table["tokens"].sum()))

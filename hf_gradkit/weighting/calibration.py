@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .base import check_finite
 
-# 1 / t is looked for between these multiples of 1 / mean(|h|).
+# 1 / t is looked for between these multiples of 1 / max(|h|).
 SMALLEST, LARGEST = 1e-6, 1e6
 
 
@@ -52,10 +52,25 @@ def fit_temperature(margins: Tensor) -> float:
     if not len(h):
         raise ValueError("There are no margins to fit a temperature on.")
 
-    def slope(a: float) -> float:
-        return float(-(h * torch.sigmoid(-a * h)).mean())
+    _check_fit(h)
+    size = float(h.abs().max())
+    unit = h / size
+    low, high = SMALLEST, LARGEST
+    for _ in range(100):  # each halves the interval's logarithm
+        middle = (low * high) ** 0.5
+        slope = float(-(unit * torch.sigmoid(-middle * unit)).mean())
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return size / (low * high) ** 0.5
 
-    if h.mean() <= 0:  # twice the negative slope at a = 0
+
+def _check_fit(h: Tensor) -> None:
+    """Raise `ValueError` where no temperature is best. (n,) float64"""
+    if not h.any():
+        raise ValueError(
+            "No temperature can be fitted to the reward margins: all of them are zero. The reward model gives both "
+            "answers of every pair the same reward; check that it was trained, and that its head was saved."
+        )
+    if h.mean() <= 0:  # the likelihood then falls from a = 0 on
         raise ValueError(
             f"No temperature can be fitted to the {len(h)} reward margins: they speak against the labels (mean "
             f"{h.mean().item():.4g}, {(h > 0).double().mean().item():.1%} agree). Check that the reward model fits "
@@ -69,12 +84,6 @@ def fit_temperature(margins: Tensor) -> float:
             "with a model that has not seen it (gradkit reward --folds 3), or set calibrate=False in "
             "`weighting_kwargs` to take the margins as they are."
         )
-    size = float(h.abs().mean())
-    low, high = SMALLEST / size, LARGEST / size
-    for _ in range(100):  # each halves the interval's logarithm
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
 
 
 def margin_nll(margins: Tensor) -> float:

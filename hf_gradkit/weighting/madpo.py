@@ -25,8 +25,8 @@ class MADPO:
 
     computed in log space. The weighted loss `mean(weight * -log s(beta m))` has its minimum at beta m = c(|h|) h while
     |h| < tau: small margins are amplified, large ones dampened. Pairs on which the reward model disagrees with the
-    label (-tau < h < 0) get almost no weight. Where most margins lie beyond tau, as with an uncalibrated public reward
-    model, every weight is near 1 and MADPO is DPO.
+    label (-tau < h < 0) get less weight, a little below 0 almost none. Where most margins lie beyond tau, as with an
+    uncalibrated public reward model, every weight is near 1 and MADPO is DPO.
 
     Args:
         c_max: largest amplification, above 1. The paper's best is 4.
