@@ -27,6 +27,7 @@ def draw_differences(table: dict, path: Path) -> None:
             axis.plot(value["mean"], i, "o", color="C0")
         axis.axvline(0, color="grey", lw=0.6)
         axis.set(yticks=range(len(arms)), yticklabels=arms, title=quality, xlabel="true reward - DPO's")
+        axis.set_xlim(-1.5, 1.5)  # what lies outside is in the tables
     axes[0].invert_yaxis()
     _save(figure, path)
 

@@ -181,6 +181,33 @@ def print_paths(table: dict) -> None:
             print("|", " | ".join(cells), "|")
 
 
+def contrasts(final: dict, long: dict) -> dict:
+    """Return the differences that hypotheses 2, 3 and 6 speak of, and that are not differences in reward to DPO."""
+
+    def ends(arm: str, quality: str, figure: str = "true", runs: dict = final) -> dict[int, float]:
+        return {seed: run["curve"][-1][figure] for seed, run in runs[quality][arm].items()}
+
+    def mean(arm: str) -> dict[int, float]:
+        of_quality = [ends(arm, quality) for quality in QUALITIES]
+        return {seed: statistics.fmean(values[seed] for values in of_quality) for seed in of_quality[0]}
+
+    def falls(arm: str) -> dict[int, float]:
+        curves = {seed: [point["true"] for point in run["curve"]] for seed, run in long["medium"][arm].items()}
+        return {seed: max(curve) - curve[-1] for seed, curve in curves.items()}
+
+    rows = {}
+    for arm, other in (("calibrated", "raw"), ("cross_fitted", "calibrated"), ("oracle", "cross_fitted")):
+        rows[f"madpo {arm} - {other}, true reward"] = paired(mean(f"madpo_{arm}"), mean(f"madpo_{other}"))
+    for arm in ("rpo_0.005", "rpo_0.05"):
+        for figure in ("train_chosen", "train_rejected"):
+            own, base = (ends(name, "medium", figure, long) for name in (arm, "dpo"))
+            rows[f"one beta, {arm} - dpo, {figure}"] = paired(own, base)
+        rows[f"one beta, {arm} - dpo, fall from peak"] = paired(falls(arm), falls("dpo"))
+    for arm in ARMS:
+        rows[f"{arm}, low - high, true reward"] = paired(ends(arm, "low"), ends(arm, "high"))
+    return rows
+
+
 def brief(setting: dict) -> str:
     """Return a setting in a few words."""
     inner = setting.get("weighting_kwargs") or next(iter(setting.get("loss_kwargs", {}).values()), {})
@@ -197,11 +224,14 @@ def main() -> None:
     final, long = load(args.output / "final", ARMS), load(args.output / "long", LONG_ARMS, LONG_QUALITIES)
     table, long_table, models = compare(final), compare(long), reward_models(args.output)
     pooled = pool(table)
-    for title, rows, means in (("Comparison", table, pooled), ("One beta", long_table, None)):
+    for title, block, means in (("Comparison", table, pooled), ("One beta", long_table, None)):
         print(f"\n## {title}\n")
-        print_rewards(rows, means)
+        print_rewards(block, means)
         print()
-        print_paths(rows)
+        print_paths(block)
+    print("\n## Contrasts\n")
+    for name, difference in (rows := contrasts(final, long)).items():
+        print(f"{name}: {show(difference)}")
     print("\n## Reward models\n")
     for quality, row in models.items():
         print(f"{quality}: held-out pairs in the true order {show(row['held_out_order'])}")
@@ -209,7 +239,9 @@ def main() -> None:
             print(f"  {name}: " + ", ".join(f"{key} {show(value)}" for key, value in row[name].items()))
     chosen = json.loads((args.output / "chosen.json").read_text())
     numbers = {"comparison": table, "pooled": pooled, "one_beta": long_table}
-    write_json(args.summary / "preference.json", numbers | {"reward_models": models, "chosen": chosen})
+    write_json(
+        args.summary / "preference.json", numbers | {"contrasts": rows, "reward_models": models, "chosen": chosen}
+    )
     figures.draw_differences(table, args.summary / "differences.png")
     figures.draw_distance(final, args.summary / "distance.png")
     figures.draw_log_probs(final, args.summary / "log_probs.png")
