@@ -13,6 +13,7 @@ from helpers import make_trainer, parameter_gap, step_logs, text_dataset
 from hf_gradkit import EntanglementCallback
 from hf_gradkit.gradients import GradientRecordError, record_gradients
 from hf_gradkit.gradients.entanglement import Entanglement
+from hf_gradkit.reporting.page import write_report
 from pair_helpers import dpo, pairs, save_policy, train_dpo
 
 OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
@@ -276,10 +277,16 @@ def test_one_warning_when_most_pairs_fall_together(policy, tmp_path, caplog):
 
 def test_the_monitor_of_a_configuration(policy, tmp_path):
     trainer = train_dpo(*OURS, policy, tmp_path, pairs(26), monitors=["entanglement"], monitor_steps=2)
+    trainer.save_state()
     assert [entry["step"] for entry in trainer.state.log_history if "entanglement/cosine" in entry] == [1, 3]
     picture = (tmp_path / "entanglement.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
+    page = write_report([tmp_path]).read_text()
+    assert "Gradient entanglement" in page
+    plain = train_dpo(*OURS, policy, tmp_path / "plain", pairs(26))
+    plain.save_state()
+    assert "Gradient entanglement" not in write_report([tmp_path / "plain"]).read_text()
     with pytest.raises(ValueError, match=r"`monitors` has 'entanglment', which there is not\. Did you mean"):
         hf_gradkit.DPOConfig("out", monitors=["entanglment"], use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="`monitor_steps` must be a whole number"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .entanglement import entanglement_figure
 from .figures import (
     beta_figure,
     drift_figure,
@@ -66,6 +67,12 @@ FURTHER_SECTIONS: list[Section] = [
         "beta-DPO",
         "The beta that each micro-batch's margins set, and the moving mean and standard deviation that it follows.",
         beta_figure,
+    ),
+    (
+        "Gradient entanglement",
+        "Where the monitored pairs lie: the cosine of the chosen and the rejected answer's gradients, and how much "
+        "longer the second is. In the upper region both answers become less likely, in the lower one more likely.",
+        entanglement_figure,
     ),
     (
         "Reward model",
