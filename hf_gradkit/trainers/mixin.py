@@ -32,6 +32,7 @@ class ExampleWeightingMixin:
     _weigher: ExampleWeigher | None = None
 
     _rows_per_example = 1  # of a batch
+    _drawn = False  # whether a step's batches were drawn in this run
 
     def __init__(self, *positional, **keywords):
         given = inspect.signature(super().__init__).bind(*positional, **keywords).arguments
