@@ -42,6 +42,21 @@ def dataset_of(n: int, *columns: str, seed: int = 0) -> Dataset:
     return Dataset.from_list([{name: row[name] for name in columns} for row in make_rows(n, seed)])
 
 
+DEFAULTS = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "activation_checkpointing": False,
+}
+
+
 def train(trainer_class, config_class, tokenizer, output_dir, dataset, trainer_kwargs=None, resume=None, **options):
     """Train a tiny Llama with SGD in float32 and return the trainer."""
     trainer = make_trainer(trainer_class, config_class, tokenizer, output_dir, dataset, trainer_kwargs, **options)
@@ -51,25 +66,11 @@ def train(trainer_class, config_class, tokenizer, output_dir, dataset, trainer_k
 
 def make_trainer(trainer_class, config_class, tokenizer, output_dir, dataset, trainer_kwargs=None, **options):
     """Return a trainer of a tiny Llama, ready to train."""
-    defaults = {
-        "output_dir": str(output_dir),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "activation_checkpointing": False,
-    }
     keywords = dict(trainer_kwargs or {})
     model = keywords.pop("model", None) or tiny_llama(tokenizer, hidden_size=32, dropout=keywords.pop("dropout", 0.0))
     return trainer_class(
         model=model,
-        args=config_class(**{**defaults, **options}),
+        args=config_class(**{"output_dir": str(output_dir), **DEFAULTS, **options}),
         train_dataset=dataset,
         processing_class=tokenizer,
         **keywords,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from helpers import WORDS
+from helpers import DEFAULTS, WORDS
 from hf_gradkit.data.tiny import tiny_llama
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -48,23 +48,8 @@ def save_policy(folder, tokenizer, **options):
 
 def dpo(trainer_class, config_class, policy, output_dir, dataset, trainer_kwargs=None, **options):
     """Return a DPO trainer with SGD in float32, ready to train."""
-    defaults = {
-        "output_dir": str(output_dir),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "activation_checkpointing": False,
-    }
-    return trainer_class(
-        model=policy, args=config_class(**{**defaults, **options}), train_dataset=dataset, **(trainer_kwargs or {})
-    )
+    args = config_class(**{"output_dir": str(output_dir), **DEFAULTS, **options})
+    return trainer_class(model=policy, args=args, train_dataset=dataset, **(trainer_kwargs or {}))
 
 
 def train_dpo(*positional, resume=None, **keywords):

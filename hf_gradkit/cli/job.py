@@ -124,6 +124,22 @@ def run(
     return 0
 
 
+def trainer_of(trainer_class: type) -> Callable[..., Any]:
+    """Return what builds a job's trainer of this class, from its arguments and data."""
+
+    def build(args: Any, model: trl.ModelConfig, train: Any, evaluation: Any) -> Any:
+        return trainer_class(
+            model=model.model_name_or_path,
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            quantization_config=trl.get_quantization_config(model),
+            peft_config=trl.get_peft_config(model),
+        )
+
+    return build
+
+
 def _train_and_end(job: Job) -> None:
     end_run(train_and_save(job))
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
-from trl import get_peft_config, get_quantization_config
 
 from ..scoring.fingerprints import hash_rows
 from ..scoring.folds import FILE, Folds
@@ -23,7 +22,7 @@ from ..scoring.processes import on_main
 from ..scoring.work import write_json
 from ..trainers.config import RewardConfig
 from ..trainers.reward_trainer import RewardTrainer
-from .job import Job, end_run, release, run, save, train_and_save
+from .job import Job, end_run, release, run, save, train_and_save, trainer_of
 
 PLAN, STATE = "fold_plan.json", "trainer_state.json"
 
@@ -61,14 +60,7 @@ def build_trainer(args: RewardConfig, model: Any, train: Any, evaluation: Any) -
     """Return the trainer of a job, ready to train."""
     if model.use_peft and model.lora_task_type == "CAUSAL_LM":  # TRL's default, which would not train or save the head
         model.lora_task_type = "SEQ_CLS"
-    return RewardTrainer(
-        model=model.model_name_or_path,
-        args=args,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
+    return trainer_of(RewardTrainer)(args, model, train, evaluation)
 
 
 def _train(job: Job) -> None:

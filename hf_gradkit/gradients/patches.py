@@ -20,10 +20,9 @@ Forward = Callable[..., Any]
 
 def forward_for(module: nn.Module) -> Callable[["Site", Forward], Forward] | None:
     """Return what makes the recorded forward of a layer, or None for a layer that cannot be recorded."""
-    if isinstance(module, Conv1D):
-        return _conv1d
-    if isinstance(module, nn.Linear):
-        return _linear if type(module).forward is nn.Linear.forward else None
+    if isinstance(module, (nn.Linear, Conv1D)):
+        known = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+        return _linear if known else None
     if isinstance(module, nn.Embedding):
         return _embedding
     if isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward:
@@ -52,23 +51,12 @@ def patch(module: nn.Module, forward: Forward) -> Callable[[], None]:
 
 
 def _linear(site: "Site", original: Forward) -> Forward:
-    module = site.module
+    module, transposed = site.module, isinstance(site.module, Conv1D)
 
     def forward(x: Tensor) -> Tensor:
         if not site.recorder.is_on():
             return original(x)
-        return LinearFunction.apply(x, module.weight, module.bias, site, False)
-
-    return forward
-
-
-def _conv1d(site: "Site", original: Forward) -> Forward:
-    module = site.module
-
-    def forward(x: Tensor) -> Tensor:
-        if not site.recorder.is_on():
-            return original(x)
-        return LinearFunction.apply(x, module.weight, module.bias, site, True)
+        return LinearFunction.apply(x, module.weight, module.bias, site, transposed)
 
     return forward
 
