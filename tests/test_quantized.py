@@ -9,6 +9,7 @@ from transformers import BitsAndBytesConfig
 import hf_gradkit
 from helpers import step_logs, text_dataset, train
 from hf_gradkit.data.tiny import tiny_llama
+from hf_gradkit.gradients import record_gradients
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason='needs pip install "hf-gradkit[quantization]"')
 
@@ -45,3 +46,26 @@ def test_quantized_base_with_lora(tokenizer, tmp_path):
     ]
     assert moved
     assert all("lora_" in name for name in moved)
+
+
+def test_gradients_of_an_adapter_on_a_quantized_base(tokenizer, tmp_path):
+    """The recorder sees the adapter, exactly: one row at a time is the oracle."""
+    tiny_llama(tokenizer, hidden_size=64).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = run(trl.SFTTrainer, trl.SFTConfig, tokenizer, tmp_path, "trl", learning_rate=0.5)
+    model = trainer.model.eval().float()
+    batch = {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in ("input_ids", "labels")}
+    rows = []
+    for row in range(4):
+        model.zero_grad()
+        one = {name: value[[row]] for name, value in batch.items()}
+        model(**one, fused_lm_head=True).log_probs.sum().backward()
+        rows.append(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.requires_grad]))
+    expected = torch.stack(rows) @ torch.stack(rows).T
+    model.zero_grad()
+    with record_gradients(model) as recorder:
+        model(**batch, fused_lm_head=True).log_probs.sum().backward()
+    assert recorder.coverage == 1.0
+    norms = expected.diagonal().sqrt()
+    assert norms.min() > 0
+    assert ((recorder.gram().double() - expected).abs() / (norms[:, None] * norms)).max() < 1e-3
