@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-STAGES = ("policies", "worlds", "tuning", "final", "long")
+STAGES = ("policies", "worlds", "tuning", "final", "long", "after")
 
 
 def _start() -> None:
@@ -47,7 +47,7 @@ def _work(task: tuple) -> str:
             setting, margin, checkpoints = arms.LONG_ARMS[arm], None, arms.LONG_CHECKPOINTS
         else:
             setting, margin = arms.ARMS[arm].settings[index], arms.ARMS[arm].margin
-            checkpoints = arms.CHECKPOINTS if stage == "final" else (steps,)
+            checkpoints = (steps,) if stage == "tuning" else arms.CHECKPOINTS
         split = "train" if stage == "tuning" else "test"
         result = arms.train(world, setting, margin, seed, split, steps, checkpoints, scratch)
         write_json(_path(task), {"seed": seed, "quality": quality, "arm": arm, "index": index, **result})
@@ -89,6 +89,9 @@ def tasks(stage: str, output: str, chosen: dict) -> list[tuple]:
     if stage == "long":
         keys = itertools.product(arms.SEEDS, arms.LONG_QUALITIES, arms.LONG_ARMS)
         return [(stage, output, *key, 0, arms.LONG_STEPS) for key in keys]
+    if stage == "after":
+        keys = itertools.product(arms.SEEDS, arms.QUALITIES, arms.AFTER)
+        return [(stage, output, seed, quality, *setting, arms.STEPS) for seed, quality, setting in keys]
     keys = itertools.product(arms.SEEDS, arms.QUALITIES, arms.ARMS)
     return [(stage, output, *key, chosen[key[2]]["index"], arms.STEPS) for key in keys]
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import figures
-from arms import ARMS, LONG_ARMS, LONG_QUALITIES, QUALITIES, SEEDS
+from arms import AFTER, ARMS, LONG_ARMS, LONG_QUALITIES, QUALITIES, SEEDS
 from world import write_json
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
@@ -208,6 +208,30 @@ def contrasts(final: dict, long: dict) -> dict:
     return rows
 
 
+def after(final: dict, folder: Path) -> dict:
+    """Return what was run when the results were known: true reward and KL of settings that tuning did not choose.
+
+    Averaged over the qualities, with the difference of the oracle's true reward to it.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    oracle = {(q, s): run["curve"][-1]["true"] for q in final for s, run in final[q]["madpo_oracle"].items()}
+    rows = {}
+    for arm, index in AFTER:
+        own = {(r["quality"], r["seed"]): r["curve"][-1] for r in runs if (r["arm"], r["index"]) == (arm, index)}
+
+        def mean(values: dict, seed: int) -> float:
+            return statistics.fmean(values[quality, seed] for quality in QUALITIES)
+
+        true, kl = ({key: point[figure] for key, point in own.items()} for figure in ("true", "kl"))
+        rows[f"{arm}, {brief(ARMS[arm].settings[index])}"] = {
+            "true": interval([mean(true, seed) for seed in SEEDS]),
+            "kl": interval([mean(kl, seed) for seed in SEEDS]),
+            "oracle's difference": interval([mean(oracle, seed) - mean(true, seed) for seed in SEEDS]),
+            "true_by_run": {f"{quality}, {seed}": value for (quality, seed), value in true.items()},
+        }
+    return rows
+
+
 def brief(setting: dict) -> str:
     """Return a setting in a few words."""
     inner = setting.get("weighting_kwargs") or next(iter(setting.get("loss_kwargs", {}).values()), {})
@@ -232,6 +256,9 @@ def main() -> None:
     print("\n## Contrasts\n")
     for name, difference in (rows := contrasts(final, long)).items():
         print(f"{name}: {show(difference)}")
+    print("\n## After\n")
+    for name, row in (later := after(final, args.output / "after")).items():
+        print(f"{name}: " + ", ".join(f"{key} {show(value)}" for key, value in row.items() if key != "true_by_run"))
     print("\n## Reward models\n")
     for quality, row in models.items():
         print(f"{quality}: held-out pairs in the true order {show(row['held_out_order'])}")
@@ -240,7 +267,8 @@ def main() -> None:
     chosen = json.loads((args.output / "chosen.json").read_text())
     numbers = {"comparison": table, "pooled": pooled, "one_beta": long_table}
     write_json(
-        args.summary / "preference.json", numbers | {"contrasts": rows, "reward_models": models, "chosen": chosen}
+        args.summary / "preference.json",
+        numbers | {"contrasts": rows, "after": later, "reward_models": models, "chosen": chosen},
     )
     figures.draw_differences(table, args.summary / "differences.png")
     figures.draw_distance(final, args.summary / "distance.png")
