@@ -99,6 +99,14 @@ def test_margins_that_cannot_be_calibrated(policy, tmp_path):
         ours(policy, tmp_path, data, weighting="madpo")
 
 
+def test_margins_that_look_memorised_are_told(policy, tmp_path, caplog):
+    for factor, told in ((1.0, 0), (0.1, 1)):
+        caplog.clear()
+        margins = [factor * (3.0 if i % 4 else -3.0) for i in range(8)]  # t is factor * 3 / ln 3
+        ours(policy, tmp_path, pairs(8).add_column("reward_margin", margins), weighting="madpo")
+        assert caplog.text.count("below 1, which makes them larger") == told
+
+
 def test_empty_answers(policy, tmp_path):
     rows = make_pairs(8)
     rows[3]["rejected"] = "  "

@@ -103,6 +103,12 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
             margins = dataset.with_format(None)[self._options.columns.margin]
             self._temperature = fit_temperature(torch.tensor(list(margins), dtype=torch.float64))
             logger.info(f"The reward margins are divided by the fitted temperature {self._temperature:.4g}.")
+            if self._temperature < 1:
+                logger.warning(
+                    f"The temperature fitted to the reward margins is {self._temperature:.3g}, below 1, which makes "
+                    "them larger. A reward model is rarely too unsure of pairs that it has not seen: it has probably "
+                    "seen these. Score each pair with one that has not (gradkit reward --folds 3)."
+                )
         return dataset
 
     def _with_margins(self, dataset: Any, args: Any) -> Any:
