@@ -372,6 +372,16 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts(tokenizer, tmp_path):
     assert max(step_logs(router_only, "grad_norm")) > 0
 
 
+def test_the_card_of_the_model_is_trls(policy, data, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    ours = train_dpo(*OURS, policy, tmp_path / "run", data, weighting="madpo", **options)
+    theirs = train_dpo(*THEIRS, policy, tmp_path / "run-trl", data, **options)
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("run", "run-trl")]
+    assert "DPO" in cards[0]
+    assert cards[0] == cards[1].replace("run-trl", "run")
+    assert ours.model.model_tags == theirs.model.model_tags
+
+
 # ---- methods from outside -------------------------------------------------------------------------------------------
 
 

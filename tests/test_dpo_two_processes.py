@@ -60,6 +60,8 @@ CASES = [
         **{**BETA, "loss_kwargs": {"beta_dpo": {"keep_ratio": 0.5}}},
     ),
     case("saved", per_device_train_batch_size=4, **{**BETA, **SAVING}),
+    case("trl reward", "trl reward"),
+    case("reward", "reward"),
     case("watched", monitors=["entanglement"], monitor_steps=1, **SPLIT),
     case("epochs", rows=11, max_steps=-1, num_train_epochs=2, weighting="madpo", gradient_accumulation_steps=1, **LOG),
 ]
@@ -98,6 +100,12 @@ def test_with_ours_off_or_ones_two_processes_are_trl(ours, results):
     assert results.gap(ours, results.parameters("trl")) < 1e-7
     for their_log, our_log in zip(their_logs, our_logs, strict=True):
         assert {key: our_log[key] for key in their_log} == pytest.approx(their_log, rel=1e-6, abs=1e-9)
+
+
+def test_reward_training_in_two_processes_is_trls(results):
+    assert results.of("trl reward")["logs"] == results.of("reward")["logs"]
+    assert results.gap("reward", results.parameters("trl reward")) == 0
+    assert len(set(results.logs("reward", "accuracy"))) > 1
 
 
 @pytest.mark.parametrize("name", SPLITS)

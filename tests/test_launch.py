@@ -32,11 +32,11 @@ trainer = make_trainer(
 )
 report_world()
 trainer.train()
-print("step", trainer.state.global_step)
+print(f"step {trainer.state.global_step}")  # one string each: two processes write to one pipe
 wrapped = weakref.ref(trainer.model_wrapped)
-print("wrapped", type(wrapped()).__name__)
+print(f"wrapped {type(wrapped()).__name__}")
 end_run(trainer)
-print("gone", wrapped() is None)
+print(f"gone {wrapped() is None}")
 """
 
 

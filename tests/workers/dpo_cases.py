@@ -15,6 +15,8 @@ from workers.train_cases import result_of
 CLASSES = {
     "trl": (trl.DPOTrainer, trl.DPOConfig),
     "ours": (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig),
+    "trl reward": (trl.RewardTrainer, trl.RewardConfig),
+    "reward": (hf_gradkit.RewardTrainer, hf_gradkit.RewardConfig),
 }
 
 
