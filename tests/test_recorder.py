@@ -39,6 +39,18 @@ def test_each_forward_begins_a_new_record():
         assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6), name
 
 
+def test_a_backward_after_the_context_is_recorded_yet():
+    model = fused_llama()
+    inputs, labels, coefficients = make_batch()
+    expected = recorded(model).gram()
+    with record_gradients(model) as recorder:
+        loss = (coefficients * row_losses(model, inputs, labels, True)).sum()
+    loss.backward()
+    assert torch.equal(recorder.gram(), expected)
+    row_losses(model, inputs, labels, True).sum().backward()  # not recorded any more
+    assert torch.equal(recorder.gram(), expected)
+
+
 def test_packed_rows():
     """Two documents and padding in one flattened row: each document is a row, and attends to itself alone."""
     model = build("llama")

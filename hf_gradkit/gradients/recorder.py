@@ -66,12 +66,12 @@ class Recorder:
         self._model = _unwrap(model)
         self._mode, self._segments = mode, segments
         self._stack = ExitStack()
+        self._installed = False
         self.batch: Batch | None = None
         self.tally = Tally(mode, 0)
         self.unique: Tensor | None = None  # token ids of the batch, sorted
         self._stash: dict[str, Tensor] = {}
         self._seen: dict[tuple[int, str], str] = {}
-        self._forwards = 0
         self._twice: str | None = None
         self._wanted = _wanted(self._model, parameters)
         self._sites: list[Site] = []
@@ -139,7 +139,7 @@ class Recorder:
 
     def is_on(self) -> bool:
         """Whether a layer's forward is to be recorded: with gradient, in a forward of the whole model."""
-        return self.batch is not None and torch.is_grad_enabled()
+        return self._installed and self.batch is not None and torch.is_grad_enabled()
 
     def fired(self, site: Site, name: str) -> None:
         """Note that a parameter's gradient was seen: a second one would need what both have in common."""
@@ -207,6 +207,7 @@ class Recorder:
                 )
         if getattr(self._model, _RECORDED, None) is not None:
             raise GradientRecordError("This model's gradients are being recorded already. One recorder at a time.")
+        self._installed = True
         object.__setattr__(self._model, _RECORDED, self)
         self._stack.callback(object.__delattr__, self._model, _RECORDED)
         handle = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -218,9 +219,9 @@ class Recorder:
             self._stack.enter_context(_compat.fused_head(self._fused_head))
 
     def remove(self) -> None:
-        """Take everything off again; what was recorded stays."""
+        """Take everything off again; what was recorded stays, and a backward that comes only now is recorded yet."""
         self._stack.close()
-        self.batch = None
+        self._installed = False
 
     def _begin(self, module: nn.Module, positional: tuple, keywords: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():

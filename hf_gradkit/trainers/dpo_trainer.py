@@ -10,12 +10,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from .. import _compat
-from .._text import did_you_mean, listing
-from ..data.columns import INFO, ExampleInfo, column_names
+from ..data.columns import INFO, ExampleInfo
 from ..objectives.base import PreferenceRecord, dpo_losses
-from ..scoring import add_reward_margins, check_recorded_reward_model
-from ..weighting.calibration import fit_temperature
 from .gathering import gather_rows
+from .margins import margin_temperature, with_margins
 from .mixin import ExampleWeightingMixin
 from .monitors import build_monitors
 from .pair_batch import PairBatch
@@ -93,51 +91,13 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         self._rows_given = len(dataset) if isinstance(dataset, Dataset) else None
         if self._options.columns.margin is None:
             return super()._attach_columns(dataset, args)
-        dataset = super()._attach_columns(self._with_margins(dataset, args), args)
-        if self._options.calibration.calibrate:
-            if not isinstance(dataset, Dataset):
-                raise ValueError(
-                    "A temperature cannot be fitted to the margins of streamed data. Load the data without streaming, "
-                    "or calibrate the margins beforehand and set calibrate=False in `weighting_kwargs`."
-                )
-            margins = dataset.with_format(None)[self._options.columns.margin]
-            self._temperature = fit_temperature(torch.tensor(list(margins), dtype=torch.float64))
-            logger.info(f"The reward margins are divided by the fitted temperature {self._temperature:.4g}.")
-            if self._temperature < 1:
-                logger.warning(
-                    f"The temperature fitted to the reward margins is {self._temperature:.3g}, below 1, which makes "
-                    "them larger. A reward model is rarely too unsure of pairs that it has not seen: it has probably "
-                    "seen these. Score each pair with one that has not (gradkit reward --folds 3)."
-                )
-        return dataset
-
-    def _with_margins(self, dataset: Any, args: Any) -> Any:
-        """Return the data with reward margins: as given, or scored by the reward model."""
-        column, present = self._options.columns.margin, column_names(dataset)
         model = self._reward_model if self._reward_model is not None else args.reward_model_name_or_path
-        if column in present:
-            if model is not None:
-                check_recorded_reward_model(dataset, model, column=column)
-            return dataset
-        if model is None:
-            raise ValueError(
-                f"`weighting` is {self._options.name!r}, but the training data has no column {column!r} with reward "
-                f"margins.{did_you_mean(column, present)} Its columns: {listing(present)}. Score the data first "
-                "(gradkit score --by reward), name a reward model (`reward_model_name_or_path`), or name the column "
-                "(`reward_margin_column`)."
-            )
-        if not isinstance(dataset, Dataset):
-            raise ValueError(
-                "Streamed data cannot be scored on the way. Score it first (gradkit score --by reward), or load it "
-                "without streaming."
-            )
-        return add_reward_margins(
-            dataset,
-            model,
-            tokenizer=self._reward_tokenizer,
-            column=column,
-            batch_size=args.per_device_eval_batch_size,
+        dataset = with_margins(
+            dataset, self._options, model, self._reward_tokenizer, batch_size=args.per_device_eval_batch_size
         )
+        dataset = super()._attach_columns(dataset, args)
+        self._temperature = margin_temperature(dataset, self._options)
+        return dataset
 
     def _check_combination(self) -> None:
         super()._check_combination()
