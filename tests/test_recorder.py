@@ -6,8 +6,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
+from gradient_helpers import SMALL, assert_gram, build, check, make_batch, oracle, row_losses
 from hf_gradkit.gradients import GradientRecordError, record_gradients
-from test_gradients_oracle import SMALL, assert_gram, build, check, make_batch, oracle, row_losses
 
 
 def recorded(model, mode="gram", fused=True, **keywords):
