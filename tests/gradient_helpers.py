@@ -1,4 +1,4 @@
-"""Models of several families, a batch with every trap, and autograd of one row at a time: the oracle of the recorder."""
+"""Models of several families, a batch with every trap, and autograd of one row at a time: the recorder's oracle."""
 
 import torch
 import transformers

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 import trl
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -315,6 +317,15 @@ def test_what_the_monitor_refuses(policy, tmp_path):
     callback = EntanglementCallback(direction="step")
     with pytest.raises(ValueError, match=r"direction='step' needs .* gradient_accumulation_steps=2"):
         watched(THEIRS, policy, tmp_path, pairs(8), callback=callback, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED], ids=str)
+def test_backends_that_are_not_tested(kind, policy, tmp_path, monkeypatch):
+    trainer = dpo(*THEIRS, policy, tmp_path, pairs(8))
+    trainer.add_callback(EntanglementCallback())
+    monkeypatch.setitem(AcceleratorState._shared_state, "distributed_type", kind)
+    with pytest.raises(ValueError, match=f"entanglement monitor's figures are not tested under {kind.value} yet"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 def test_a_trainer_without_pairs(tokenizer, tmp_path):

@@ -11,6 +11,7 @@ from accelerate.utils import gather, pad_across_processes
 from torch import Tensor
 from transformers import TrainerCallback
 
+from .._backends import backend, check_backend
 from ..gradients import GradientRecordError, record_gradients
 from ..gradients.entanglement import Entanglement
 from .figures_log import FiguresLog
@@ -251,6 +252,7 @@ def _row_coefficients(gradient: Tensor) -> Tensor:
 
 
 def _check(args: Any, model: Any) -> None:
+    check_backend(backend(), "The entanglement monitor's figures", "leave the monitor out")
     if getattr(args, "ld_alpha", None) is not None:
         raise ValueError(
             f"`ld_alpha` is {args.ld_alpha}, which weighs the tokens of an answer differently, and the entanglement "

@@ -3,11 +3,9 @@
 import os
 from typing import Any
 
-from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 
-# Backends on which weights, columns and state are tested; the others raise until they are.
-TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+from .._backends import check_backend
 
 ALL_MASKED = (
     "Every example of the training data is masked: no token has a label other than -100. Check the completions, the "
@@ -17,13 +15,11 @@ ALL_MASKED = (
 
 def check_world(accelerator: Any, n_gpu: int) -> None:
     """Raise `ValueError` for a backend or a parallelism under which example weighting is not tested."""
-    backend = accelerator.distributed_type
-    if backend not in TESTED_BACKENDS:
-        raise ValueError(
-            f"Example weighting and columns are not tested under {backend.value} yet, so they refuse to run there. "
-            "Use one process or DDP (--accelerate_config multi_gpu), or set weighting='none' and leave out the "
-            "example columns."
-        )
+    check_backend(
+        accelerator.distributed_type,
+        "Example weighting and columns",
+        "set weighting='none' and leave out the example columns",
+    )
     if getattr(accelerator, "parallelism_config", None) is not None:
         raise ValueError(
             "Tensor, context and sequence parallelism split examples over ranks, which example weighting does not "
