@@ -14,6 +14,7 @@ import pytest
 
 from helpers import make_rows
 from hf_gradkit.data.tiny import train_tokenizer
+from pair_helpers import save_policy
 
 datasets.disable_progress_bars()
 
@@ -22,3 +23,9 @@ datasets.disable_progress_bars()
 def tokenizer():
     """A tokenizer of 300 tokens, trained on the rows that the tests train on."""
     return train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
+
+
+@pytest.fixture(scope="session")
+def policy(tokenizer, tmp_path_factory):
+    """The folder of a tiny policy, from where TRL loads policy and reference."""
+    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)

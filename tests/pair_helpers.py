@@ -4,12 +4,16 @@ import random
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 
+import hf_gradkit
 from helpers import DEFAULTS, WORDS
 from hf_gradkit.data.tiny import tiny_llama
 
 COLUMNS = ("prompt", "chosen", "rejected")
+OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
+THEIRS = (trl.DPOTrainer, trl.DPOConfig)
 
 
 def make_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -11,12 +11,7 @@ from hf_gradkit import DPOConfig
 from hf_gradkit.data.columns import INDEX, INFO
 from hf_gradkit.trainers.pair_checks import check_prepared_pairs
 from hf_gradkit.trainers.weigher import NonFiniteLossError
-from pair_helpers import dpo, make_pairs, pairs, save_policy, train_dpo
-
-
-@pytest.fixture(scope="module")
-def policy(tokenizer, tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)
+from pair_helpers import dpo, make_pairs, pairs, train_dpo
 
 
 def config(**options):

@@ -13,17 +13,12 @@ import hf_gradkit
 from hf_gradkit import _compat
 from hf_gradkit.data.columns import INFO
 from hf_gradkit.weighting import fit_temperature, madpo_weights
-from pair_helpers import dpo, first_batch, loss_and_gradient, pairs, save_policy
+from pair_helpers import dpo, first_batch, loss_and_gradient, pairs
 
 DEPENDENT = ("aot", "aot_unpaired")
 TYPES = [name for name in _compat.DPO_LOSS_TYPES if name not in (*DEPENDENT, "sft")]
 NEEDS = {"exo_pair": {"label_smoothing": 0.1}, "robust": {"label_smoothing": 0.1}}
 N = 6
-
-
-@pytest.fixture(scope="module")
-def policy(tokenizer, tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)
 
 
 def double(trainer):

@@ -4,17 +4,13 @@ import json
 
 import pytest
 import torch
-import trl
 from datasets import Dataset
 
-import hf_gradkit
 from helpers import parameter_gap, step_logs
 from hf_gradkit.reporting import read_example_log
 from hf_gradkit.weighting import fit_temperature, loss_weights, madpo_weights
-from pair_helpers import make_pairs, pairs, save_policy, train_dpo
+from pair_helpers import OURS, THEIRS, make_pairs, pairs, train_dpo
 
-OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
-THEIRS = (trl.DPOTrainer, trl.DPOConfig)
 METHODS = {
     "madpo": {"weighting": "madpo"},
     "rpo": {"loss_type": ["rpo"], "loss_kwargs": {"rpo": {"eta": 0.1}}},
@@ -24,11 +20,6 @@ METHODS = {
     "linupper": {"weighting": "linupper", "weighting_kwargs": {"warmup_ratio": 0.0, "temperature": 0.4}},
     "weights": {"weight_column": "weight", "normalize_weight_column": True},
 }
-
-
-@pytest.fixture(scope="module")
-def policy(tokenizer, tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)
 
 
 @pytest.fixture

@@ -3,20 +3,10 @@
 import pytest
 import torch
 import transformers
-import trl
 from peft import LoraConfig, PromptTuningConfig
 
-import hf_gradkit
 from helpers import parameter_gap, step_logs
-from pair_helpers import pairs, save_policy, train_dpo
-
-OURS = (hf_gradkit.DPOTrainer, hf_gradkit.DPOConfig)
-THEIRS = (trl.DPOTrainer, trl.DPOConfig)
-
-
-@pytest.fixture(scope="module")
-def policy(tokenizer, tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("policy"), tokenizer)
+from pair_helpers import OURS, THEIRS, pairs, train_dpo
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def _wanted(model: nn.Module, parameters: Any) -> dict[str, nn.Parameter]:
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
     try:
         return model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # no transformers model, or one without a head
         return None
 
 

@@ -57,7 +57,7 @@ def _work(task: tuple) -> str:
 def _try(task: tuple) -> tuple[tuple, str, bool]:
     try:
         return task, _work(task), True
-    except Exception:
+    except Exception:  # a failed run is named and left out, as the plan says; the others go on
         return task, traceback.format_exc(), False
 
 
