@@ -1,0 +1,1 @@
+"""Data selection: which rows of a data set to keep."""
