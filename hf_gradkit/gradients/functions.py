@@ -99,11 +99,11 @@ class HeadFunction(torch.autograd.Function):
         if g is None:
             return (None,) * 8
         scored = g.nonzero()[:, 0]  # masked positions have no part in anything
-        rows, see = ctx.site.head(len(g), scored)
-        grads = head_backward(
-            hidden[scored], weight, bias, labels[scored], log_probs[scored], g[scored], ctx.logits, rows, see
-        )
-        ctx.site.end_head()
+        h = hidden[scored]
+        sight = ctx.site.head(h, scored, len(g), len(weight))
+        of_tokens = (labels[scored], log_probs[scored], g[scored])
+        grads = head_backward(h, weight, bias, *of_tokens, ctx.logits, sight.rows, sight.see, sight.look)
+        sight.end()
         grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
         grad_hidden[scored] = grads[0].to(hidden.dtype)
         grad_bias = None if bias is None else grads[2].to(bias.dtype)

@@ -30,9 +30,14 @@ def forward_for(module: nn.Module) -> Callable[["Site", Forward], Forward] | Non
     if isinstance(module, nn.RMSNorm) and type(module).forward is nn.RMSNorm.forward:
         return _rms_norm
     own = module._parameters
-    if own and all(p is None or p.dim() == 1 for p in own.values()) and _is_elementwise(module):
+    if own and all(p is None or len(whole_shape(p)) == 1 for p in own.values()) and _is_elementwise(module):
         return _elementwise
     return None
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter, of which ZeRO-3 keeps nothing on a process but a share elsewhere."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def patch(module: nn.Module, forward: Forward) -> Callable[[], None]:
@@ -158,7 +163,7 @@ def _with_weights(module: nn.Module, weights: dict[str, Tensor], forward: Forwar
 
 def _is_elementwise(module: nn.Module) -> bool:
     """Whether a layer's weights only multiply or shift the last dimension: tried out on numbers."""
-    sizes = {p.shape[0] for p in module._parameters.values() if p is not None}
+    sizes = {whole_shape(p)[0] for p in module._parameters.values() if p is not None}
     if len(sizes) != 1 or len(list(module.children())):
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 """`record_gradients`: per-row gradients of a model, from the backward pass that training already runs."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,9 @@ from .batch import Batch
 from .errors import GradientRecordError
 from .functions import HeadFunction
 from .layers.head import Logits
-from .patches import forward_for, patch
+from .parameters import find_sites, output_embeddings, unwrap, wanted
+from .patches import forward_for, patch, whole_shape
+from .projections import Probes, Sketch
 from .site import Site
 from .tally import MODES, Tally
 
@@ -26,6 +29,8 @@ def record_gradients(
     parameters: str | Callable[[str], bool] | Iterable[str] = "trainable",
     mode: str = "gram",
     segments: Tensor | None = None,
+    projections: int = 0,
+    seed: int = 0,
 ) -> Iterator["Recorder"]:
     """Record what each row of a batch contributes to the gradient, while the ordinary backward pass runs.
 
@@ -40,16 +45,21 @@ def record_gradients(
     Args:
         model: any PyTorch model called with `input_ids` or `inputs_embeds`, wrapped for training or not.
         parameters: "trainable" for all that require a gradient, or names, or a function of a name that says which.
-        mode: "gram" for inner products of all rows; "pairs" for norms, and row i with row i + n / 2; "norms".
+        mode: "gram" for inner products of all rows; "pairs" for norms, and row i with row i + n / 2; "norms";
+            "projections" for nothing but projections, which need no row's own gradient and are the cheapest.
         segments: for batches that are flattened into one row, the row that each token belongs to, -1 for padding.
             (tokens,)
+        projections: number of random probes of each row's gradient; 0 for none. With them, inner products with rows
+            of other batches, checkpoints and processes can be estimated:
+            `hf_gradkit.gradients.projections.estimate`.
+        seed: of the probes.
 
     Raises:
         GradientRecordError: if no parameter that was asked for can be recorded, the model is compiled or already being
             recorded.
         ValueError: for an unknown mode, or names that are no parameters.
     """
-    recorder = Recorder(model, parameters, mode, segments)
+    recorder = Recorder(model, parameters, mode, segments, projections, seed)
     try:
         recorder.install()
         yield recorder
@@ -60,23 +70,33 @@ def record_gradients(
 class Recorder:
     """What [`record_gradients`] yields."""
 
-    def __init__(self, model: nn.Module, parameters: Any, mode: str, segments: Tensor | None):
-        if mode not in MODES:
-            raise ValueError(f"`mode` must be one of {listing(MODES)}, but it is {mode!r}.")
-        self._model = _unwrap(model)
-        self._mode, self._segments = mode, segments
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Any = "trainable",
+        mode: str = "gram",
+        segments: Tensor | None = None,
+        projections: int = 0,
+        seed: int = 0,
+    ):
+        self._model = unwrap(model)
+        self._mode, self._segments, self._probes = "projections", segments, None
+        self.require(mode, projections, seed)
         self._stack = ExitStack()
         self._installed = False
         self.batch: Batch | None = None
         self.tally = Tally(mode, 0)
+        self.sketch: Sketch | None = None
         self.unique: Tensor | None = None  # token ids of the batch, sorted
         self._stash: dict[str, Tensor] = {}
         self._seen: dict[tuple[int, str], str] = {}
         self._twice: str | None = None
-        self._wanted = _wanted(self._model, parameters)
-        self._sites: list[Site] = []
-        self._head: Site | None = None
-        self._uncovered = self._find_sites()
+        self._wanted = wanted(self._model, parameters)
+        self._sites = find_sites(self, self._model, self._wanted)
+        head = output_embeddings(self._model)
+        self._head = next((site for site in self._sites if site.module is head), None)
+        covered = {name for site in self._sites for name in site.names.values()}
+        self._uncovered = [name for name in self._wanted if name not in covered]
 
     # ---- what was found -----------------------------------------------------------------------------------------
 
@@ -118,12 +138,24 @@ class Recorder:
         """Return the norms of the rows' gradients of each parameter, by its name. (rows,) float32 each"""
         return {name: self.norms([name]) for name in self.tally.names()}
 
+    def projections(self) -> Tensor:
+        """Return the rows' projections: inner products of two are unbiased estimates of the gradients'. (rows, k)
+
+        Raises:
+            GradientRecordError: if nothing was recorded, or without `projections`.
+        """
+        if self._twice is not None:
+            raise GradientRecordError(self._twice)
+        if self.sketch is None:
+            raise GradientRecordError("Nothing was recorded, or no projections: ask for them with `projections`.")
+        return self.sketch.matrix()
+
     @property
     def coverage(self) -> float:
         """Share of the parameters asked for that is recorded, by their number of entries."""
         missing = set(self._uncovered)
-        total = sum(p.numel() for p in self._wanted.values())
-        return sum(p.numel() for name, p in self._wanted.items() if name not in missing) / total
+        sizes = {name: math.prod(whole_shape(p)) for name, p in self._wanted.items()}
+        return sum(size for name, size in sizes.items() if name not in missing) / sum(sizes.values())
 
     @property
     def uncovered(self) -> list[str]:
@@ -136,6 +168,11 @@ class Recorder:
         return self.tally.matrix(names)
 
     # ---- what layers tell ---------------------------------------------------------------------------------------
+
+    @property
+    def exact(self) -> bool:
+        """Whether inner products are kept, and not projections only."""
+        return self._mode != "projections"
 
     def is_on(self) -> bool:
         """Whether a layer's forward is to be recorded: with gradient, in a forward of the whole model."""
@@ -162,41 +199,6 @@ class Recorder:
 
     # ---- installing ---------------------------------------------------------------------------------------------
 
-    def _find_sites(self) -> list[str]:
-        """Find the layers that can be recorded; return the names of the parameters that cannot."""
-        left = dict(self._wanted)
-        by_parameter = {id(p): name for name, p in self._wanted.items()}
-        head = _output_embeddings(self._model)
-        users: dict[int, list[nn.Module]] = {}
-        for module in self._model.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None and id(parameter) in by_parameter:
-                    users.setdefault(id(parameter), []).append(module)
-        for module in self._model.modules():
-            own = {
-                n: by_parameter[id(p)]
-                for n, p in module._parameters.items()
-                if p is not None and id(p) in by_parameter
-            }
-            if not own or forward_for(module) is None:
-                continue
-            sharing = {id(m): m for n in own for m in users[id(module._parameters[n])]}
-            tied = len(sharing) > 1
-            if tied and not _is_tied_head(list(sharing.values()), head):
-                continue
-            site = Site(self, module, own, tied)
-            self._sites.append(site)
-            if module is head:
-                self._head = site
-            for name in own.values():
-                left.pop(name, None)
-        if not self._sites:
-            raise GradientRecordError(
-                f"None of the {len(self._wanted)} parameters asked for can be recorded: {listing(list(left)[:5])}"
-                f"{', ...' if len(left) > 5 else ''}."
-            )
-        return list(left)
-
     def install(self) -> None:
         """Put the recorded forwards on the layers."""
         for module in self._model.modules():
@@ -218,6 +220,31 @@ class Recorder:
         if self._head is not None:
             self._stack.enter_context(_compat.fused_head(self._fused_head))
 
+    def require(self, mode: str, projections: int = 0, seed: int = 0) -> None:
+        """Keep at least this much of the forwards to come; what is kept is never reduced.
+
+        Raises:
+            ValueError: for an unknown mode, or none without projections.
+        """
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {listing(MODES)}, but it is {mode!r}.")
+        if mode == "projections" and not projections:
+            raise ValueError("mode='projections' needs their number: set `projections`, to 256 for one.")
+        self._mode = max(self._mode, mode, key=MODES.index)
+        if projections and (self._probes is None or (self._probes.number, self._probes.seed) != (projections, seed)):
+            if self._probes is not None:
+                raise ValueError(
+                    f"This model's gradients are recorded with {self._probes.number} projections of seed "
+                    f"{self._probes.seed} already. Ask for the same ones."
+                )
+            self._probes = Probes(projections, seed)
+
+    def again(self) -> None:
+        """Begin a new record for another backward pass of the same forward."""
+        self.tally = Tally(self._mode, self.batch.rows)
+        self.sketch = Sketch(self._probes, self.batch.rows) if self._probes is not None else None
+        self._seen, self._twice, self._stash = {}, None, {}
+
     def remove(self) -> None:
         """Take everything off again; what was recorded stays, and a backward that comes only now is recorded yet."""
         self._stack.close()
@@ -227,8 +254,7 @@ class Recorder:
         if not torch.is_grad_enabled():
             return
         self.batch = Batch.of(positional, keywords, self._segments)
-        self.tally = Tally(self._mode, self.batch.rows)
-        self._seen, self._twice, self._stash = {}, None, {}
+        self.again()
 
     def _fused_head(self, original: Any) -> Any:
         """Return what TRL's fused head applies instead of its own function while gradients are recorded."""
@@ -246,44 +272,3 @@ class Recorder:
                 return HeadFunction.apply(hidden, weight, bias, labels, original, site, logits, arguments)
 
         return Stand
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while isinstance(model, nn.parallel.DistributedDataParallel) or type(model).__name__ == "DeepSpeedEngine":
-        model = model.module
-    return model
-
-
-def _wanted(model: nn.Module, parameters: Any) -> dict[str, nn.Parameter]:
-    """Return the parameters asked for, each once, by name."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if isinstance(parameters, str):
-        if parameters != "trainable":
-            raise ValueError(
-                f"`parameters` must be 'trainable', names, or a function of a name, but it is {parameters!r}."
-            )
-        chosen = trainable
-    elif callable(parameters):
-        chosen = {name: p for name, p in trainable.items() if parameters(name)}
-    else:
-        names = list(parameters)
-        unknown = [name for name in names if name not in trainable]
-        if unknown:
-            raise ValueError(f"`parameters` names {unknown[0]!r}, which is not a trainable parameter of the model.")
-        chosen = {name: trainable[name] for name in names}
-    if not chosen:
-        raise GradientRecordError("No parameter was asked for that requires a gradient. Nothing can be recorded.")
-    return chosen
-
-
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
-    try:
-        return model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):  # no transformers model, or one without a head
-        return None
-
-
-def _is_tied_head(modules: list[nn.Module], head: nn.Module | None) -> bool:
-    """Whether a weight is shared by exactly an embedding and the output head."""
-    embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
-    return len(modules) == 2 and len(embeddings) == 1 and head in modules

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .errors import GradientRecordError
 
-MODES = ("gram", "pairs", "norms")
+MODES = ("projections", "norms", "pairs", "gram")  # each keeps what those before it do
 BLOCK = 1 << 16  # products that are added up in float32 before float64 takes over
 
 
@@ -13,7 +13,8 @@ class Tally:
     """The inner products of one backward pass: each layer's share, kept apart until it is asked for.
 
     Args:
-        mode: "gram" for all pairs of rows, "pairs" for norms and rows i with i + n / 2, "norms".
+        mode: "gram" for all pairs of rows, "pairs" for norms and rows i with i + n / 2, "norms"; "projections" for
+            none of them.
         rows: number of rows.
     """
 

@@ -43,6 +43,7 @@ def head_backward(
     logits: Logits,
     rows: Callable[[Tensor], Tensor],
     see: Callable[[Tensor, Tensor, int], None] | None,
+    look: Callable[[Tensor, int], None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of hidden states, weight and bias, and show each row's part of the last two.
 
@@ -56,7 +57,8 @@ def head_backward(
         logits: from raw products to logits.
         rows: sorts tokens by row, padded with zeros. (n, k) -> (r, t, k)
         see: is given slices of the rows' gradients of weight (r, s, d) and bias (r, s) and the first token of the
-            slice; None when nobody looks.
+            slice; None when nobody needs the rows' own.
+        look: is given slices of d itself (n, s) and the first token of the slice.
 
     Returns:
         Gradients of `hidden` (n, d), `weight` (v, d) and `bias` (v,) or None, float32 at least.
@@ -83,11 +85,15 @@ def head_backward(
         delta *= c
         delta *= slope
         grad_hidden.addmm_(delta, part)
-        per_row = torch.bmm(rows(delta).transpose(1, 2), sorted_hidden)  # (r, s, d)
-        per_row_bias = rows(delta).sum(1)
-        if see is not None:
-            see(per_row, per_row_bias, start)
-        torch.sum(per_row, dim=0, out=grad_weight[start : start + step])
         if grad_bias is not None:
-            grad_bias[start : start + step] = per_row_bias.sum(0)
+            grad_bias[start : start + step] = delta.sum(0)
+        if look is not None:
+            look(delta, start)
+        if see is None:
+            torch.mm(delta.T, h, out=grad_weight[start : start + step])
+            continue
+        by_row = rows(delta)  # (r, t, s)
+        per_row = torch.bmm(by_row.transpose(1, 2), sorted_hidden)  # (r, s, d)
+        see(per_row, by_row.sum(1), start)
+        torch.sum(per_row, dim=0, out=grad_weight[start : start + step])
     return grad_hidden, grad_weight, grad_bias

@@ -70,3 +70,18 @@ def ghost_pairs(x: Tensor, g: Tensor, pairs: Tensor) -> Tensor:
 def weight_gradient(x: Tensor, g: Tensor) -> Tensor:
     """Return the gradient of the weight in one product. (r, t, i), (r, t, o) -> (o, i)"""
     return g.flatten(0, 1).T @ x.flatten(0, 1)
+
+
+def project(x: Tensor, g: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return u_m^T G_r v_m of each row and probe, without G.
+
+    Args:
+        x: inputs. (r, t, i)
+        g: output gradients. (r, t, o)
+        u: probes of the outputs, in any dtype. (o, k)
+        v: probes of the inputs. (i, k)
+
+    Returns:
+        One number a row and probe. (r, k)
+    """
+    return ((x @ v.to(x.dtype)).float() * (g @ u.to(g.dtype)).float()).sum(1)
