@@ -1,9 +1,17 @@
-"""Where what is ours is tested: one process and DDP. Everything else raises until it is."""
+"""Where what is ours is tested, and what two CPU processes need to be the backend that they were started as."""
 
+import functools
+import importlib.util
+import os
+
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-TESTED_BACKENDS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+# Every process holds the whole model.
+REPLICATED = frozenset({DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU})
+# Besides: parameters, gradients or optimizer state are split over the processes.
+SHARDED = REPLICATED | {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
 def backend() -> DistributedType:
@@ -13,16 +21,78 @@ def backend() -> DistributedType:
     return PartialState().distributed_type if found is None else found
 
 
-def check_backend(found: DistributedType, what: str, instead: str) -> None:
+def check_backend(
+    found: DistributedType, what: str, instead: str, tested: frozenset[DistributedType] = REPLICATED
+) -> None:
     """Raise `ValueError` for a backend under which something is not tested.
 
     Args:
         found: the backend.
         what: what does not run there, as the start of a sentence in the plural.
         instead: what to leave out, besides choosing another backend.
+        tested: the backends under which it is tested.
     """
-    if found not in TESTED_BACKENDS:
+    if found not in tested:
         raise ValueError(
             f"{what} are not tested under {found.value} yet, so they refuse to run there. Use one process or DDP "
             f"(--accelerate_config multi_gpu), or {instead}."
         )
+
+
+def check_sharding(accelerator: object) -> None:
+    """Raise `ValueError` where FSDP was asked for and accelerate made something else of it, or its first version.
+
+    Args:
+        accelerator: the trainer's.
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and _asked_for("FSDP"):
+        raise ValueError(
+            "FSDP was asked for, but accelerate shards models on accelerators only: these CPU processes would each "
+            "train the whole model, as DDP. Try FSDP2 on a CPU through gradkit (gradkit sft ... --accelerate_config "
+            "cpu/fsdp2), or start your script with cpu/multi_gpu."
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError(
+            "The launch configuration asks for the first version of FSDP, which hf-gradkit does not support and "
+            "PyTorch is about to remove. Set `fsdp_version: 2`, or use --accelerate_config fsdp2."
+        )
+
+
+def prepare_cpu_backends() -> None:
+    """Let CPU processes that were launched as FSDP2 or DeepSpeed be that; on accelerators nothing changes.
+
+    Call it before an accelerator is made. accelerate enables FSDP for accelerators only, and on a CPU runs DDP without
+    a word; DeepSpeed would first compile a communication library, without which gloo does the work.
+    """
+    if _asked_for("FSDP"):
+        _shard_on_cpu()
+    if _asked_for("DEEPSPEED") and importlib.util.find_spec("deepspeed") is not None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _asked_for(what: str) -> bool:
+    """Whether accelerate's launcher was told to use FSDP or DEEPSPEED."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() in ("1", "true", "yes")
+
+
+def _shard_on_cpu() -> None:
+    original = AcceleratorState.__init__
+    if hasattr(original, "__wrapped__"):  # done already
+        return
+
+    @functools.wraps(original)
+    def init(self, *positional, fsdp_plugin=None, **keywords):
+        original(self, *positional, fsdp_plugin=fsdp_plugin, **keywords)
+        if fsdp_plugin is None or self.distributed_type != DistributedType.MULTI_CPU:
+            return
+        # What accelerate's own constructor does for an accelerator.
+        self.distributed_type = DistributedType.FSDP
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin = fsdp_plugin
+        self.device = torch.device("cpu")  # a device mesh has no "cpu:0"
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init

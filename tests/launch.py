@@ -21,6 +21,15 @@ import psutil
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 REPORT = "GRADKIT_TEST_WORLD"  # environment variable with the folder that the processes report to
 
+# What a trainer's processes are when a configuration of accelerate_configs/cpu/ is what it says.
+BACKENDS = {
+    "multi_gpu": {"distributed_type": "MULTI_CPU", "wrapper": "DistributedDataParallel", "sharded": False},
+    "fsdp2": {"distributed_type": "FSDP", "sharded": True},
+    "zero1": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 1, "sharded": False},
+    "zero2": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 2, "sharded": False},
+    "zero3": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 3, "sharded": True},
+}
+
 
 @dataclass
 class Launched:
@@ -43,6 +52,12 @@ class Launched:
         for world in self.worlds:
             assert world["num_processes"] == num_processes, world
             assert world["distributed_type"] == distributed_type, world
+
+    def assert_backend(self, name: str) -> None:
+        """Assert that two processes trained together, and as what `cpu/<name>.yaml` says (see `report_world`)."""
+        self.assert_world(BACKENDS[name]["distributed_type"])
+        for world in self.worlds:
+            assert {key: world[key] for key in BACKENDS[name]} == BACKENDS[name], world
 
 
 def launch(
@@ -113,8 +128,8 @@ def _kill(pid: int) -> None:
             process.kill()
 
 
-def report_world() -> None:
-    """Called in a started process: write down what accelerate made of it."""
+def report_world(trainer: Any = None) -> None:
+    """Called in a started process: write down what accelerate made of it, and of a trainer that has trained."""
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
@@ -127,8 +142,27 @@ def report_world() -> None:
         "distributed_type": full.distributed_type.value,
         "backend": state.backend,
         "device": str(state.device),
+        **({} if trainer is None else wrapping(trainer)),
     }
     (Path(os.environ[REPORT]) / f"rank{state.process_index}-{os.getpid()}.json").write_text(json.dumps(world))
+
+
+def wrapping(trainer: Any) -> dict[str, Any]:
+    """Return what a trainer's model was wrapped in, and whether each process holds a part of each parameter only."""
+    from torch.distributed.tensor import DTensor
+
+    def is_sharded(parameter: Any) -> bool:
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3
+            return parameter.ds_tensor.numel() < parameter.ds_numel
+        return isinstance(parameter, DTensor) and parameter.to_local().numel() < parameter.numel()
+
+    wrapped = trainer.model_wrapped
+    sharded = {is_sharded(parameter) for parameter in wrapped.parameters()}
+    return {
+        "wrapper": type(wrapped).__name__,
+        "sharded": sharded.pop() if len(sharded) == 1 else "some are, some are not",
+        "zero_stage": wrapped.zero_optimization_stage() if hasattr(wrapped, "zero_optimization_stage") else None,
+    }
 
 
 def free_port() -> int:

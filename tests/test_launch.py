@@ -1,10 +1,10 @@
-"""Two real processes: what the launcher makes of them, and what our trainer says to replicas."""
+"""Two real processes: what the launcher makes of them, and what our trainer says to replicas and to false FSDP."""
 
 import textwrap
 
 import pytest
 
-from launch import launch
+from launch import BACKENDS, launch
 
 pytestmark = pytest.mark.multiprocess
 
@@ -20,18 +20,21 @@ report_world()
 TRAIN = """
 import sys
 import weakref
+from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit import SFTConfig, SFTTrainer
 from helpers import make_trainer, text_dataset, make_rows
 from hf_gradkit.data.tiny import train_tokenizer
 from hf_gradkit.cli.job import end_run
 from launch import report_world
 
+if sys.argv[3] == "prepared":
+    prepare_cpu_backends()
 tokenizer = train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
 trainer = make_trainer(
-    SFTTrainer, SFTConfig, tokenizer, sys.argv[1], text_dataset(8), weighting="linupper", use_cpu=sys.argv[2] == "cpu"
+    SFTTrainer, SFTConfig, tokenizer, sys.argv[1], text_dataset(8), use_cpu=sys.argv[2] == "cpu", save_strategy="no"
 )
-report_world()
 trainer.train()
+report_world(trainer)
 print(f"step {trainer.state.global_step}")  # one string each: two processes write to one pipe
 wrapped = weakref.ref(trainer.model_wrapped)
 print(f"wrapped {type(wrapped()).__name__}")
@@ -64,17 +67,26 @@ def test_assert_world_refuses_replicas(script):
         launched.assert_world("MULTI_CPU")
 
 
-def test_sft_trainer_trains_as_one_world(script, tmp_path):
-    launched = launch(script(TRAIN), [str(tmp_path / "out"), "cpu"])
-    launched.assert_world("MULTI_CPU")
+@pytest.mark.parametrize("name", BACKENDS)
+def test_each_backend_is_that_backend(name, script, tmp_path):
+    launched = launch(script(TRAIN), [str(tmp_path / "out"), "cpu", "prepared"], config=f"cpu/{name}")
+    launched.assert_backend(name)
     assert launched.output.count("step 4") == 2
-    # A reducer that outlives the process group can hang the process that drops it.
-    assert launched.output.count("wrapped DistributedDataParallel") == 2
-    assert launched.output.count("gone True") == 2
+    if name == "multi_gpu":
+        # A reducer that outlives the process group can hang the process that drops it.
+        assert launched.output.count("gone True") == 2
+
+
+def test_fsdp_that_would_be_ddp_is_refused(script, tmp_path):
+    launched = launch(script(TRAIN), [str(tmp_path / "out"), "cpu", "as it is"], config="cpu/fsdp2")
+    assert launched.returncode != 0
+    assert "FSDP was asked for" in launched.output
+    assert "cpu/fsdp2" in launched.output
+    assert launched.worlds == []
 
 
 def test_replicas_are_refused_by_the_trainer(script, tmp_path):
-    launched = launch(script(TRAIN), [str(tmp_path / "out"), "unset"], config=None)
+    launched = launch(script(TRAIN), [str(tmp_path / "out"), "unset", "prepared"], config=None)
     assert launched.returncode != 0
     assert "each of them its own model" in launched.output
     assert "--use_cpu true" in launched.output

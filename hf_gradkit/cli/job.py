@@ -12,6 +12,7 @@ from typing import Any
 import trl
 from transformers.trainer_utils import get_last_checkpoint
 
+from .._backends import prepare_cpu_backends
 from ..data.loading import load_mixture, load_split, map_columns
 from .arguments import parse_job
 from .errors import USER_ERRORS, report
@@ -110,6 +111,7 @@ def run(
     current = None
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for methods of the user's own; `python -m` has it, a console script does not
+    prepare_cpu_backends()
     try:
         types = (ScriptArguments, config_class, trl.ModelConfig, trl.DatasetMixtureConfig)
         types += () if options_class is None else (options_class,)

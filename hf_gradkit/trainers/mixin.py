@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
+from .._backends import check_sharding
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
@@ -44,6 +45,7 @@ class ExampleWeightingMixin:
         if self._options.active and train_dataset is not None:
             given["train_dataset"] = self._attach_columns(train_dataset, args)
         super().__init__(**given)
+        check_sharding(self.accelerator)
         if self._options.active:
             self._check_combination()
             check_labels(self.train_dataset)

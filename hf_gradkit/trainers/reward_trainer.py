@@ -6,6 +6,7 @@ import trl
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
+from .._backends import check_sharding
 from ..data.columns import column_names
 from ..scoring.pairs import PAIR, check_pair_columns, check_pairs, identical_message
 from .checks import check_not_empty, check_processes
@@ -38,6 +39,7 @@ class RewardTrainer(trl.RewardTrainer):
         if train_dataset is not None:
             check_not_empty(train_dataset)
         super().__init__(model, args, data_collator, train_dataset, *positional, **keywords)
+        check_sharding(self.accelerator)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, (Dataset, IterableDataset)):
