@@ -1,0 +1,1 @@
+"""Privacy audit: what a fine-tuned model gives away about its training data."""
