@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -115,6 +116,36 @@ def fused_head(replace: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, FUSED_HEAD[1], original)
+
+
+def prepare_sft_dataset(
+    dataset: Any,
+    tokenizer: Any,
+    text_field: str,
+    completion_only: bool,
+    assistant_only: bool,
+    chat_template: str | None,
+) -> Any:
+    """Tokenise and label as TRL's SFTTrainer does, without a trainer; nothing is cut, dropped, packed or shuffled.
+
+    Args:
+        dataset: the examples.
+        tokenizer: with an end token, and a chat template for conversations.
+        text_field: column of plain text.
+        completion_only: label completions only.
+        assistant_only: label the assistant's turns only.
+        chat_template: used instead of the tokenizer's own, unless None.
+    """
+    trainer_class = importlib.import_module("trl").SFTTrainer  # not at the top: it takes seconds
+    trainer = SimpleNamespace(_tokenizer=tokenizer, completion_only_loss=completion_only, chat_template=chat_template)
+    args = SimpleNamespace(
+        dataset_num_proc=None,
+        dataset_text_field=text_field,
+        assistant_only_loss=assistant_only,
+        max_length=None,
+        shuffle_dataset=False,
+    )
+    return trainer_class._prepare_dataset(trainer, dataset, tokenizer, args, False, None, "the")
 
 
 def shifts_labels(trainer: Any) -> bool:

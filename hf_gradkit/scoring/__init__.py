@@ -1,10 +1,12 @@
-"""The forward engine, one resumable map of a data set through a model, and the rewards that are scored with it."""
+"""The forward engine, one resumable map of a data set through a model, and what is scored with it: rewards, tokens."""
 
 from .engine import NonFiniteScoreError, Scorer, Scores, load_scores, score_rows
 from .folds import Folds, fold_of
 from .margins import PairScoring, Rewards, add_reward_margins
 from .records import check_recorded_reward_model, describe_reward_model, recorded_reward_model
 from .rewards import RewardScorer, load_reward_model, tokenize_pairs
+from .sft_data import SFTFormat, TokenRow, tokenize_sft
+from .tokens import TokenScorer, TokenStatistics, token_statistics
 
 __all__ = [
     "Folds",
@@ -12,8 +14,12 @@ __all__ = [
     "PairScoring",
     "RewardScorer",
     "Rewards",
+    "SFTFormat",
     "Scorer",
     "Scores",
+    "TokenRow",
+    "TokenScorer",
+    "TokenStatistics",
     "add_reward_margins",
     "check_recorded_reward_model",
     "describe_reward_model",
@@ -22,5 +28,7 @@ __all__ = [
     "load_scores",
     "recorded_reward_model",
     "score_rows",
+    "token_statistics",
     "tokenize_pairs",
+    "tokenize_sft",
 ]

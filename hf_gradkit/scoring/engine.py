@@ -26,9 +26,10 @@ class Scorer(Protocol):
         """Return how much work an item is, such as its number of tokens; like goes with like into a batch."""
 
     def score(self, items: list[Any]) -> dict[str, np.ndarray]:
-        """Return the figures of a batch by name, one row an item, (n,) or (n, d).
+        """Return the figures of a batch by name, one row an item: (n,) or (n, d) numbers, or (n,) of arrays.
 
-        They must not depend on which other items are in the batch.
+        Arrays of any length are an array of dtype object, see `as_ragged`. Figures must not depend on which other
+        items are in the batch.
         """
 
 
@@ -37,7 +38,7 @@ class Scores:
     """What a scoring gave.
 
     Attributes:
-        columns: the figures of all items, in their order. (n,) or (n, d) each
+        columns: the figures of all items, in their order. (n,) or (n, d) each, or (n,) of arrays
         scored: how many items this call scored, on all processes; the others were scored before.
     """
 
@@ -137,7 +138,7 @@ def _check(
     for name, values in columns.items():
         if len(values) != len(batch):
             raise ValueError(f"The scorer returned {len(values)} values of {name!r} for a batch of {len(batch)}.")
-        finite = np.isfinite(values.reshape(len(batch), -1)).all(1)  # (n,)
+        finite = np.array([np.isfinite(value).all() for value in values])  # (n,)
         if not finite.all():
             bad = sorted({int(i if rows is None else rows[i]) for i in batch[~finite]})
             raise NonFiniteScoreError(

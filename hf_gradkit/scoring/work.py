@@ -37,7 +37,7 @@ class ScoreStream:
         self._writer: Any = None
 
     def append(self, rows: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-        """Write row numbers (n,) and their figures, (n,) or (n, d) each, and hand them to the operating system."""
+        """Write row numbers (n,) and their figures, see `as_arrow`, and hand them to the operating system."""
         batch = pa.record_batch({ROW: pa.array(rows), **{name: as_arrow(value) for name, value in columns.items()}})
         if self._writer is None:
             self._file = self._create()
@@ -147,7 +147,7 @@ class WorkFolder:
         shutil.rmtree(self.folder / STREAMS, ignore_errors=True)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return the figures of all rows, in order. (rows,) or (rows, d) each
+        """Return the figures of all rows, in order: (rows,) or (rows, d) each, or (rows,) of arrays
 
         Raises:
             ValueError: if this process does not see the file that the main process wrote.
@@ -187,7 +187,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:
-    """Return figures as one column. (n,) or (n, d)"""
+    """Return figures as one column: (n,) numbers, (n, d) numbers, or (n,) of arrays of any length, dtype object."""
+    if values.dtype == object:
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(values)))
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
@@ -195,6 +198,17 @@ def as_arrow(values: np.ndarray) -> pa.Array:
 
 def as_numpy(column: pa.Array) -> np.ndarray:
     """Return a column as figures: the way back of `as_arrow`."""
+    if pa.types.is_large_list(column.type):
+        ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
+        return as_ragged(np.split(column.flatten().to_numpy(zero_copy_only=False), ends[:-1]))
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy(zero_copy_only=False)
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def as_ragged(arrays: list[np.ndarray]) -> np.ndarray:
+    """Return arrays of any length as one array of them. (n,) of dtype object"""
+    ragged = np.empty(len(arrays), dtype=object)
+    for number, values in enumerate(arrays):  # assigned at once, arrays of one length would become a matrix
+        ragged[number] = values
+    return ragged

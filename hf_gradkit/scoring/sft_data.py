@@ -1,0 +1,204 @@
+"""SFT data as tokens and labels: exactly those that `trl.SFTTrainer` would train on, one row an example."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from trl import get_training_chat_template, is_conversational
+from trl.chat_template_utils import has_generation_markers
+
+from .. import _compat
+from .._text import did_you_mean, listing
+from .processes import world
+
+IGNORED = -100  # label of a token that is not learnt
+TRUNCATION_MODES = ("keep_start", "keep_end")
+
+
+@dataclass(frozen=True)
+class SFTFormat:
+    """The fields of `trl.SFTConfig` that decide tokens and labels, with TRL's defaults.
+
+    Args:
+        max_length: tokens that are kept of an example; None keeps all.
+        truncation_mode: "keep_start" or "keep_end" of an example that is longer.
+        completion_only_loss: learn completions only; None does so for data with `prompt` and `completion`.
+        assistant_only_loss: learn the assistant's turns only; for conversations.
+        dataset_text_field: column of plain text.
+        eos_token: ends an example, instead of the tokenizer's own.
+    """
+
+    max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    completion_only_loss: bool | None = None
+    assistant_only_loss: bool = False
+    dataset_text_field: str = "text"
+    eos_token: str | None = None
+
+    def __post_init__(self):
+        length = self.max_length
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):
+            raise ValueError(
+                f"`max_length` must be an integer of at least 2, since a token is predicted from the one before it, "
+                f"but it is {length!r}."
+            )
+        if self.truncation_mode not in TRUNCATION_MODES:
+            near = did_you_mean(self.truncation_mode, TRUNCATION_MODES)
+            raise ValueError(
+                f"`truncation_mode` is {self.truncation_mode!r}.{near} Known modes: {listing(TRUNCATION_MODES)}."
+            )
+
+    def content_columns(self, dataset: Dataset) -> list[str]:
+        """Return the columns that decide the tokens of the examples.
+
+        Raises:
+            ValueError: if the data is no SFT data, naming its columns.
+        """
+        present = dataset.column_names
+        for needed in (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",)):
+            if set(needed) <= set(present):
+                break
+        else:
+            needed = (self.dataset_text_field,)
+            if needed[0] not in present:
+                raise ValueError(self._no_content(present))
+        further = ("labels", "completion_mask", "assistant_masks") if needed == ("input_ids",) else ()
+        further = further or ("tools", "chat_template_kwargs")
+        return [*needed, *(name for name in further if name in present)]
+
+    def _no_content(self, present: list[str]) -> str:
+        if {"chosen", "rejected"} <= set(present):
+            return (
+                f"The data has preference pairs (its columns: {listing(present)}), and this scores single examples. "
+                "Score pairs with a reward model (--by reward), or rename the answers to learn from to 'completion'."
+            )
+        known = ("prompt", "completion", "messages", self.dataset_text_field)
+        near = next((did_you_mean(name, known) for name in present if did_you_mean(name, known)), "")
+        return (
+            "SFT data has the columns 'prompt' and 'completion', or 'messages', or plain text in "
+            f"{self.dataset_text_field!r} (`dataset_text_field`), but the data has none of them.{near} Its columns: "
+            f"{listing(present)}. Rename them with `column_mapping` (on the command line) or `dataset.rename_columns`."
+        )
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One example as the model sees it.
+
+    Attributes:
+        input_ids: its tokens. (t,) int64
+        labels: the same tokens, -100 where a token is not learnt; the first one is never predicted. (t,) int64
+        row: number of the example in the user's data; -1 where it has none.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    row: int = -1
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def label_tokens(self) -> int:
+        """How many of its tokens are predicted and learnt."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+def tokenize_sft(dataset: Dataset, tokenizer: Any, layout: SFTFormat | None = None) -> list[TokenRow]:
+    """Return the tokens and labels of each example, as `trl.SFTTrainer` prepares it, in the data's order.
+
+    Nothing is packed, shuffled or dropped: an example without a label token is there too, where TRL's training leaves
+    it out (one of which `max_length` keeps the prompt only).
+
+    Args:
+        dataset: prompts and completions, conversations, plain text, or `input_ids` (with `labels`, if not all learnt).
+        tokenizer: the model's.
+        layout: how tokens and labels are made; TRL's defaults when None.
+
+    Raises:
+        ValueError: if columns or contents are missing, conversations meet a tokenizer without chat template, or
+            options do not fit the data.
+    """
+    layout = layout or SFTFormat()
+    columns = layout.content_columns(dataset)
+    if not len(dataset):
+        raise ValueError("The data has no rows, so there is nothing to score. Check the file and the split.")
+    for column in columns[: 2 if columns[0] == "prompt" else 1]:
+        _check_values(dataset, column)
+    dataset = dataset.with_format(None)
+    first = dataset[0]
+    template = None
+    if columns[0] != "input_ids":
+        tokenizer = _with_eos(tokenizer, layout)
+        template = _check_template(first, tokenizer, layout)
+    completion_only = layout.completion_only_loss
+    if completion_only is None:  # as TRL decides
+        completion_only = "prompt" in first and "completion" in first
+    world()  # TRL's preparation asks for the processes, and must find those that know each other
+    try:
+        prepared = _compat.prepare_sft_dataset(
+            dataset, tokenizer, layout.dataset_text_field, completion_only, layout.assistant_only_loss, template
+        )
+    except RuntimeError as error:  # no assistant tokens
+        raise ValueError(str(error)) from error
+    return list(_rows(prepared, layout))
+
+
+def _with_eos(tokenizer: Any, layout: SFTFormat) -> Any:
+    """Return the tokenizer with the end token asked for."""
+    if layout.eos_token is None:
+        return tokenizer
+    if layout.eos_token not in tokenizer.get_vocab():
+        raise ValueError(f"`eos_token` is {layout.eos_token!r}, which is not in the tokenizer's vocabulary.")
+    tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it was
+    tokenizer.eos_token = layout.eos_token
+    return tokenizer
+
+
+def _check_values(dataset: Dataset, column: str) -> None:
+    for number, value in enumerate(dataset.with_format(None)[column]):
+        if value is None or (not isinstance(value, str) and not len(value)):
+            raise ValueError(f"Row {number} of the data has an empty {column!r}: {value!r}. Remove the row.")
+
+
+def _check_template(first: dict[str, Any], tokenizer: Any, layout: SFTFormat) -> str | None:
+    """Return the chat template that TRL trains with instead of the tokenizer's own, or None to keep that.
+
+    Raises:
+        ValueError: if there is none where one is needed, or the data has no assistant, or no end token.
+    """
+    if "image" in first or "images" in first:
+        raise ValueError("The data has images, which are not scored yet. Remove the rows with images.")
+    chat = is_conversational(first) or "conversations" in first
+    if layout.assistant_only_loss and not chat:
+        raise ValueError(
+            "`assistant_only_loss` is true, but the data has no conversations. Leave it out, or give `messages`."
+        )
+    if not chat:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has no end token. Set `eos_token` to one of its tokens.")
+        return None
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "The data has conversations, but the tokenizer has no chat template, so they cannot be written as the "
+            "model was trained on them. Give a tokenizer with the template (a checkpoint of TRL's SFTTrainer has it), "
+            "or prompts and completions of plain text."
+        )
+    if layout.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
+        return get_training_chat_template(tokenizer)
+    return None
+
+
+def _rows(prepared: Dataset, layout: SFTFormat) -> Iterator[TokenRow]:
+    kept = slice(None)
+    if layout.max_length is not None:
+        start = layout.truncation_mode == "keep_start"
+        kept = slice(None, layout.max_length) if start else slice(-layout.max_length, None)
+    for number, row in enumerate(prepared.select_columns(["input_ids", "labels"]).with_format("numpy")):
+        ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
+        if len(ids) != len(labels):
+            raise ValueError(f"Row {number} of the data has {len(ids)} `input_ids` and {len(labels)} `labels`.")
+        yield TokenRow(ids[kept], labels[kept], number)
