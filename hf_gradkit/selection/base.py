@@ -1,0 +1,198 @@
+"""What every selector shares: how much is kept, what comes back, and the comparison with a random choice.
+
+A selector is a frozen dataclass: its fields are its options. It states `assess`, which gives each row a score, and
+inherits the rest; one that chooses otherwise than by the highest scores states `choose` as well.
+"""
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from .._compat import versions
+from .._text import listing
+from ..scoring.processes import on_main
+from .components import describe
+from .picking import highest, size_of
+from .summary import summarize
+from .work import Work
+
+LIBRARIES = ("hf-gradkit", "torch", "transformers", "datasets")
+
+
+@dataclass
+class Assessment:
+    """What a selector found out about each row, before it chooses.
+
+    Attributes:
+        columns: figures by name, one a row; `"score"` is what rows are chosen by. (n,) each
+        ruled_out: by a rule's name, the rows that it takes out. (n,) bool each
+        facts: for the report.
+        further: what `choose` and `entropies` need, the selector's own.
+    """
+
+    columns: dict[str, np.ndarray]
+    ruled_out: dict[str, np.ndarray] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> np.ndarray | None:
+        """Rows that no rule takes out, or None where there is no rule. (n,) bool"""
+        if not self.ruled_out:
+            return None
+        return ~np.any(list(self.ruled_out.values()), axis=0)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector kept.
+
+    Attributes:
+        dataset: the rows kept, in their order, with the columns that they had.
+        scores: one row an input row, in order: `row`, `kept`, `rank` (0 is the best, -1 not kept), `ruled_out` (the
+            rule's name, or empty), and every figure that the selector computed.
+        report: figures of what was kept and dropped, as JSON can write them.
+        kept: numbers of the rows kept. (K,) int64
+    """
+
+    dataset: Dataset
+    scores: Dataset
+    report: dict[str, Any]
+    kept: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(ABC):
+    """What all selectors take.
+
+    Args:
+        fraction: share of the rows that is kept, above 0 and at most 1; or
+        count: how many rows are kept.
+        seed: of everything that is drawn; the same seed and data give the same selection.
+        batch_size: rows in a batch of one process, for what scores with a model.
+        cache_folder: where scores are kept, so that they need not be made twice; by default beside the cache of
+            `datasets`.
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    cache_folder: str | os.PathLike | None = None
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self):
+        size_of(self.fraction, self.count, max(1, self.count if isinstance(self.count, int) else 1))
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ValueError(f"`seed` must be an integer of at least 0, but it is {self.seed!r}.")
+        if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be an integer of at least 1, but it is {self.batch_size!r}.")
+
+    @abstractmethod
+    def assess(self, dataset: Dataset, work: Work) -> Assessment:
+        """Return a score for each row; called on all processes, with the same result on each."""
+
+    def choose(self, found: Assessment, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the rows to keep, best first, and further columns for the scores; called on the main process.
+
+        Fewer rows than `size` where rules leave fewer. (K,) int64 and (n,) each
+        """
+        return highest(found.columns["score"], size, self.seed, found.allowed), {}
+
+    def describe_choice(self, dataset: Dataset, found: Assessment, kept: np.ndarray, drawn: np.ndarray) -> dict:
+        """Return the selector's own figures for the report, of the rows kept and of as many drawn at random."""
+        return {}
+
+    def output(self, dataset: Dataset, found: Assessment, kept: np.ndarray) -> Dataset:
+        """Return the data that is handed out."""
+        return dataset.select(np.sort(kept))
+
+    def select(self, dataset: Dataset) -> Selection:
+        """Score the rows of a data set and keep the best, as the options say.
+
+        Call it on all processes of a launch: they share the work, and all of them get the same.
+
+        Raises:
+            ValueError: if the data is streamed or empty, columns are missing, more rows are asked for than there are,
+                a component says nothing or something that it must not say, or rules leave too few rows.
+            NonFiniteScoreError: for a score that is not finite, naming rows.
+        """
+        check_dataset(dataset)
+        size = size_of(self.fraction, self.count, len(dataset))
+        folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
+        work = Work(Path(folder), self.batch_size)
+        found = self.assess(dataset, work)
+        kept, further = on_main(lambda: self.choose(found, size))
+        found.columns |= further
+        if len(kept) < size:
+            raise ValueError(self._too_few(len(kept), size, found))
+        drawn = np.random.default_rng([self.seed, 4]).permutation(len(dataset))[: len(kept)]
+
+        def report() -> dict[str, Any]:
+            with work.timed("report"):
+                figures = summarize(dataset, found.columns, kept, drawn)
+                own = self.describe_choice(dataset, found, kept, drawn)
+            return {**self._head(dataset, kept, found), **figures, **found.facts, **own, "seconds": work.seconds}
+
+        return Selection(
+            dataset=self.output(dataset, found, kept),
+            scores=_scores(found, kept, len(dataset)),
+            report=on_main(report),
+            kept=np.sort(kept),
+        )
+
+    def _head(self, dataset: Dataset, kept: np.ndarray, found: Assessment) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cache_folder"}
+        options = {name: describe(value) if callable(value) else value for name, value in fields.items()}
+        return {
+            "format": 1,
+            "by": self.name or type(self).__name__,
+            "options": options,
+            "rows": len(dataset),
+            "kept": len(kept),
+            "ruled_out": {name: int(rows.sum()) for name, rows in found.ruled_out.items()},
+            "versions": versions(LIBRARIES),
+        }
+
+    def _too_few(self, left: int, size: int, found: Assessment) -> str:
+        rules = ", ".join(f"{name!r} takes out {int(rows.sum())}" for name, rows in found.ruled_out.items())
+        return (
+            f"{size} rows are asked for, and only {left} are left by the rules{f' ({rules})' if rules else ''}. Ask "
+            "for fewer (`fraction`, `count`), or loosen the rules."
+        )
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise `ValueError` unless this is a data set with rows whose whole can be looked at."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"The data is a {type(dataset).__name__}, and rows are selected from a whole `datasets.Dataset`. Load it "
+            "without streaming (dataset_streaming false)."
+        )
+    if not len(dataset):
+        raise ValueError("The data has no rows, so there is nothing to select. Check the file and the split.")
+
+
+def check_choice(name: str, value: Any, known: tuple) -> None:
+    """Raise `ValueError` for an option that is none of the known values."""
+    if value not in known:
+        raise ValueError(f"`{name}` is {value!r}. Known values: {listing(known)}.")
+
+
+def _scores(found: Assessment, kept: np.ndarray, rows: int) -> Dataset:
+    rank = np.full(rows, -1, dtype=np.int64)
+    best_first, first = np.unique(kept, return_index=True)  # a row that is drawn twice has the place of the first time
+    rank[best_first] = first
+    ruled_out = np.full(rows, "", dtype=object)
+    for name, out in found.ruled_out.items():
+        ruled_out[out & (ruled_out == "")] = name
+    columns = {"row": np.arange(rows), "kept": rank >= 0, "rank": rank, "ruled_out": ruled_out.tolist()}
+    return Dataset.from_dict({**columns, **found.columns})

@@ -1,0 +1,100 @@
+"""What a language model says of texts and answers: summed log-probabilities, through the scoring engine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..scoring import fingerprints
+from ..scoring.language_models import check_rows, load_language_model
+from ..scoring.pairs import content_columns, prompt_of
+from ..scoring.processes import on_main
+from ..scoring.rewards import load_reward_tokenizer
+from ..scoring.sft_data import TokenRow
+from ..scoring.tokens import token_statistics
+from .work import Work
+
+COLUMNS = ("log_prob", "tokens")
+
+
+def log_probs(
+    name: str,
+    model: str,
+    rows: Callable[[Any], list[TokenRow]],
+    number: int,
+    identity: tuple,
+    work: Work,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log-probability of the label tokens of rows, summed, in nats, and how many they are. (m,) each
+
+    Args:
+        name: of the scores' folder, for people.
+        model: folder or name of a language model, whole or a LoRA adapter.
+        rows: makes the m rows from the model's tokenizer.
+        number: m.
+        identity: what the rows depend on, besides the tokenizer.
+        work: keeps the scores.
+        dtype: of the weights.
+        trust_remote_code: run code that comes with the model.
+    """
+    content = on_main(lambda: fingerprints.hash_folder(fingerprints.find_model(model)))
+
+    @contextmanager
+    def make() -> Iterator[tuple]:
+        tokenizer = load_reward_tokenizer(model, trust_remote_code=trust_remote_code)
+        made = rows(tokenizer)
+        loaded = load_language_model(model, dtype, trust_remote_code=trust_remote_code).to(work.device)
+        check_rows(made, loaded)
+        with token_statistics(loaded) as statistics:
+            yield made, _SumScorer(statistics)
+
+    found = work.score(name, (content, dtype, *identity), COLUMNS, number, make, unit="sequence")
+    return found["log_prob"], found["tokens"]
+
+
+class _SumScorer:
+    columns = COLUMNS
+
+    def __init__(self, statistics: Callable):
+        self._statistics = statistics
+
+    def length(self, item: TokenRow) -> int:
+        return len(item)
+
+    @torch.inference_mode()
+    def score(self, items: list[TokenRow]) -> dict[str, np.ndarray]:
+        found = self._statistics(items)
+        sums = (found.log_probs.double() * found.mask).sum(1)
+        return {"log_prob": sums.cpu().numpy(), "tokens": found.mask.sum(1).cpu().numpy()}
+
+
+def text_rows(texts: list[str], tokenizer: Any, max_length: int) -> list[TokenRow]:
+    """Return texts as rows whose every token is predicted, the first one from a start or end token."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    made = []
+    for number, ids in enumerate(tokenizer([text or " " for text in texts])["input_ids"]):
+        ids = ids if start is None or (ids and ids[0] == start) else [start, *ids]
+        ids = np.array(ids[:max_length], dtype=np.int64)
+        made.append(TokenRow(ids, ids, number))
+    return made
+
+
+def answers(dataset: Dataset) -> Dataset:
+    """Return the answers of pairs as SFT data, `prompt` and `completion`: the chosen one of each pair, then the other.
+
+    2 n rows; the prompt of a pair without that column is what its answers begin with alike.
+    """
+    further = [name for name in ("tools", "chat_template_kwargs") if name in dataset.column_names]
+    made: list[dict[str, Any]] = []
+    for row in dataset.with_format(None).select_columns(content_columns(dataset)):
+        prompt = prompt_of(row)
+        apart = row.get("prompt") is not None and row["prompt"] is prompt
+        for side in ("chosen", "rejected"):
+            completion = row[side] if apart else row[side][len(prompt) :]
+            made.append({"prompt": prompt, "completion": completion, **{name: row[name] for name in further}})
+    return Dataset.from_list(made)
