@@ -138,7 +138,7 @@ def test_one_warning_when_most_pairs_fall_together(policy, tmp_path, caplog):
     assert caplog.text.count("their gradients are entangled") == 1
 
 
-# ---- the direction of the whole step ---------------------------------------------------------------------------------
+# ---- the direction of the whole step --------------------------------------------------------------------------------
 
 
 def test_the_step_over_micro_batches_is_estimated(policy, tmp_path, monkeypatch):
