@@ -111,7 +111,7 @@ def test_the_bootstrap_interval_covers_the_true_auc():
         members = np.arange(160) < 80
         scores = rng.normal(size=160) + members
         trial = Trial(members, np.arange(160), alphas=(), rounds=200, seed=seed)
-        low, high = trial.evaluate(scores)["auc_interval"]
+        low, high = trial.evaluate({"score": scores})["score"]["auc_interval"]
         covered += low <= 0.7602 <= high
     assert covered >= 34
 
@@ -128,7 +128,8 @@ def test_figures_of_an_attack():
     rng = np.random.default_rng(0)
     members = np.arange(600) < 200
     scores = rng.normal(size=600) + 3.0 * members
-    figures = Trial(members, np.arange(600), rounds=100).evaluate(scores)
+    found = Trial(members, np.arange(600), rounds=100).evaluate({"score": scores, "backwards": -scores})
+    figures, backwards = found["score"], found["backwards"]
     assert figures["leaks"]
     assert figures["tpr"]["0.01"]["supported"]
     assert figures["tpr"]["0.01"]["false_positives"] <= 4
@@ -137,9 +138,12 @@ def test_figures_of_an_attack():
     assert rate["tpr"] * 200 == pytest.approx(rate["true_positives"])
     assert rate["exact"] == pytest.approx(clopper_pearson(rate["true_positives"], 200))
     assert rate["exact"][0] < rate["tpr"] < rate["exact"][1]
-    backwards = Trial(members, np.arange(600), rounds=100).evaluate(-scores)
     assert backwards["auc"] == pytest.approx(1 - figures["auc"])
     assert backwards["leaks"]
+    vertices = figures["roc"]
+    assert vertices["fpr"][-1] == vertices["tpr"][-1] == 1.0
+    assert len(vertices["fpr"]) <= 200
+    assert np.trapezoid(vertices["tpr"], vertices["fpr"]) == pytest.approx(figures["auc"], abs=0.01)
 
 
 def test_the_difference_of_two_attacks_is_paired():
@@ -147,10 +151,13 @@ def test_the_difference_of_two_attacks_is_paired():
     members = np.arange(400) < 200
     scores = rng.normal(size=400) + members
     trial = Trial(members, np.arange(400), rounds=200)
-    difference, (low, high) = trial.difference(scores, scores + 1e-3 * rng.normal(size=400))
-    assert abs(difference) < 0.01
-    assert high - low < 0.01  # unpaired, it would be about .12
-    assert trial.difference(scores, rng.normal(size=400))[1][0] > 0
+    others = {"near": scores + 1e-3 * rng.normal(size=400), "noise": rng.normal(size=400)}
+    found = trial.evaluate({"score": scores, **others}, baselines=("near", "noise"))
+    assert set(found["near"]["over"]) == {"noise"}
+    near, noise = found["score"]["over"]["near"], found["score"]["over"]["noise"]
+    assert abs(near["auc"]) < 0.01
+    assert near["interval"][1] - near["interval"][0] < 0.01  # unpaired, it would be about .12
+    assert noise["interval"][0] > 0
 
 
 # ---- the gate ---------------------------------------------------------------------------------------------------

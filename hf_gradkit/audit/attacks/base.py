@@ -18,15 +18,17 @@ class TokenScores:
 
     Attributes:
         log_probs: log-probability of each token, nats. (t,) float64
-        mean: mean of log p over the vocabulary under the model itself, minus the entropy, nats. (t,) float64
+        mean: mean of log p over the vocabulary under the model itself, nats. (t,) float64
         std: standard deviation of log p over the vocabulary under the model itself, nats. (t,) float64
         top1: whether the token is the model's first choice. (t,) bool
+
+    The last three are None where no attack needs them.
     """
 
     log_probs: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-    top1: np.ndarray
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    top1: np.ndarray | None = None
 
     @property
     def loss(self) -> float:
@@ -78,10 +80,12 @@ class TokenAttack(ABC):
 
     Attributes:
         needs_reference: whether it looks at the model before fine-tuning.
+        needs: what it reads of the target's `TokenScores` besides `log_probs`.
     """
 
     record_type: ClassVar[type] = TokenRecord
     needs_reference: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def score(self, record: TokenRecord) -> float:

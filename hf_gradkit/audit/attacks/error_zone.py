@@ -19,6 +19,7 @@ class ErrorZone(TokenAttack):
     """
 
     needs_reference: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("top1",)
     epsilon: float = 1e-3
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class MinKPlusPlus(LowestTokens):
 
     mu_t and sigma_t^2 are mean and variance of log p over the vocabulary, weighted by p itself.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("mean", "std")
 
     def token_figures(self, record: TokenRecord) -> np.ndarray:
         target = record.target

@@ -27,10 +27,11 @@ ATTACK = Kind(
     example="'loss' or 'flora'",
     kwargs="attack_kwargs",
     contract=(
-        "a frozen dataclass with class attributes `record_type` (`hf_gradkit.audit.attacks.TokenRecord`) and "
-        "`needs_reference` that maps a list of records to one score an example, higher for a more likely member"
+        "a frozen dataclass with class attributes `record_type` (`hf_gradkit.audit.attacks.TokenRecord`), "
+        "`needs_reference` and `needs` (see `hf_gradkit.audit.attacks.TokenAttack`) that maps a list of records to "
+        "one score an example, higher for a more likely member"
     ),
-    attributes=("record_type", "needs_reference"),
+    attributes=("record_type", "needs_reference", "needs"),
 )
 
 
