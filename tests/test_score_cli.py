@@ -124,8 +124,7 @@ def test_scored_data_can_be_scored_again(scoring):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"by": "rewrad"}, "`by` is 'rewrad'. Did you mean 'reward'? Known scores: 'reward'."),
-        ({"by": "perplexity"}, "Known scores: 'reward'."),
+        ({"by": "rewrad"}, "`by` is 'rewrad'. Did you mean 'reward'? Known scores: 'reward', 'loss', "),
         ({"model_name_or_path": "left out"}, "`model_name_or_path` is not set."),
         ({"output_dir": "left out"}, "`output_dir` is not set."),
         ({"dataset_name": "left out"}, "No data is named."),

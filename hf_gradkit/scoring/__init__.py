@@ -1,5 +1,7 @@
 """The forward engine, one resumable map of a data set through a model, and what is scored with it: rewards, tokens."""
 
+from .difficulty import DifficultyScoring, add_difficulty
+from .difficulty_columns import Difficulty
 from .engine import NonFiniteScoreError, Scorer, Scores, load_scores, score_rows
 from .folds import Folds, fold_of
 from .margins import PairScoring, Rewards, add_reward_margins
@@ -9,6 +11,8 @@ from .sft_data import SFTFormat, TokenRow, tokenize_sft
 from .tokens import TokenScorer, TokenStatistics, token_statistics
 
 __all__ = [
+    "Difficulty",
+    "DifficultyScoring",
     "Folds",
     "NonFiniteScoreError",
     "PairScoring",
@@ -20,6 +24,7 @@ __all__ = [
     "TokenRow",
     "TokenScorer",
     "TokenStatistics",
+    "add_difficulty",
     "add_reward_margins",
     "check_recorded_reward_model",
     "describe_reward_model",

@@ -1,6 +1,7 @@
 """SFT data as tokens and labels: exactly those that `trl.SFTTrainer` would train on, one row an example."""
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,16 @@ def tokenize_sft(dataset: Dataset, tokenizer: Any, layout: SFTFormat | None = No
     except RuntimeError as error:  # no assistant tokens
         raise ValueError(str(error)) from error
     return list(_rows(prepared, layout))
+
+
+def hash_token_rows(rows: list[TokenRow]) -> str:
+    """Hash tokens and labels of examples, in order. 32 hexadecimal digits"""
+    total = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        total.update(len(row).to_bytes(8, "little"))
+        total.update(row.input_ids.tobytes())
+        total.update(row.labels.tobytes())
+    return total.hexdigest()
 
 
 def _with_eos(tokenizer: Any, layout: SFTFormat) -> Any:

@@ -82,8 +82,7 @@ class WorkFolder:
         return self._found() == self._identity and (self.folder / SCORES).exists()
 
     def _found(self) -> Any:
-        path = self.folder / KEY
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(self.folder / KEY)
 
     def open(self, replace: bool = False) -> np.ndarray:
         """Claim the folder and return which rows are scored already. (rows,) bool
@@ -184,6 +183,11 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, or None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:
