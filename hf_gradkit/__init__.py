@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .callbacks.entanglement import EntanglementCallback
+    from .callbacks.gradient_statistics import GradientStatisticsCallback
     from .trainers.config import DPOConfig, RewardConfig, SFTConfig, TrainingArguments
     from .trainers.dpo_trainer import DPOTrainer
     from .trainers.reward_trainer import RewardTrainer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EntanglementCallback": ".callbacks.entanglement",
+    "GradientStatisticsCallback": ".callbacks.gradient_statistics",
     "DPOConfig": ".trainers.config",
     "RewardConfig": ".trainers.config",
     "SFTConfig": ".trainers.config",
@@ -32,6 +34,7 @@ __all__ = [
     "DPOConfig",
     "DPOTrainer",
     "EntanglementCallback",
+    "GradientStatisticsCallback",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",

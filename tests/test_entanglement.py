@@ -241,7 +241,7 @@ def test_the_monitor_of_a_configuration(policy, tmp_path):
     plain = train_dpo(*OURS, policy, tmp_path / "plain", pairs(26))
     plain.save_state()
     assert "Gradient entanglement" not in write_report([tmp_path / "plain"]).read_text()
-    with pytest.raises(ValueError, match=r"`monitors` has 'entanglment', which there is not\. Did you mean"):
+    with pytest.raises(ValueError, match=r"`monitors` has 'entanglment', which DPOConfig does not know\. Did you mean"):
         hf_gradkit.DPOConfig("out", monitors=["entanglment"], use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="`monitor_steps` must be a whole number"):
         hf_gradkit.DPOConfig("out", monitors=["entanglement"], monitor_steps=0, use_cpu=True, bf16=False)

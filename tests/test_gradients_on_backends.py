@@ -11,7 +11,7 @@ from workers.gradient_cases import watch
 
 WORKER = Path(__file__).parent / "workers" / "gradient_cases.py"
 SPLIT = {"gradient_accumulation_steps": 2, "max_steps": 3}
-OURS = {"monitors": ["entanglement"], "monitor_steps": 1}
+OURS = {"monitors": ["entanglement", "gradient_statistics"], "monitor_steps": 1}
 LARGE = {"learning_rate": 1.0}
 CASES = [
     {

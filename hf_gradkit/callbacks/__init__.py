@@ -1,5 +1,6 @@
 """TrainerCallbacks that read the engines and log what they find."""
 
 from .entanglement import EntanglementCallback
+from .gradient_statistics import GradientStatisticsCallback
 
-__all__ = ["EntanglementCallback"]
+__all__ = ["EntanglementCallback", "GradientStatisticsCallback"]

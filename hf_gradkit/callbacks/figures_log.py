@@ -21,16 +21,19 @@ class FiguresLog:
         self._name, self._trainer = name, trainer
         self._pending: list[dict[str, float]] = []
         self.path: Path | None = None
+        self.kept: list[dict[str, Any]] = []  # what a resumed run wrote before its checkpoint, on every rank
 
     def start(self, output_dir: str, step: int, writes: bool) -> None:
         """Begin a run at an optimizer step; lines of later steps, which a resumed run repeats, are dropped."""
-        self._pending = []
-        self.path = Path(output_dir) / f"{self._name}.jsonl" if writes else None
-        if self.path is not None and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if step and json.loads(line)["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.path)
+        self._pending, self.kept = [], []
+        path = Path(output_dir) / f"{self._name}.jsonl"
+        if step and path.exists():
+            self.kept = [line for line in _whole_lines(path) if line["step"] <= step]
+        self.path = path if writes else None
+        if writes and path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+            os.replace(temporary, path)
         if self._trainer is not None and not hasattr(self._trainer.log, "_takes_figures"):
             self._trainer.log = _with_figures(self._trainer.log, self)
 
@@ -56,6 +59,12 @@ class FiguresLog:
         """Add what is pending to the last entry of the log history, if it is one of training."""
         if self._trainer is None and history and "loss" in history[-1]:
             history[-1].update(self.flush())
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file, but for one that a killed run wrote half."""
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _with_figures(log: Any, figures: FiguresLog) -> Any:

@@ -108,6 +108,27 @@ class Batch:
         )
 
 
+def documents_of(keywords: dict[str, Any]) -> Tensor | None:
+    """Return which document each token of a flattened batch belongs to, -1 for padding; None for other batches.
+
+    Documents begin where `position_ids` start anew, as TRL and transformers mark them. (tokens,)
+
+    Args:
+        keywords: what the model was called with.
+    """
+    positions = keywords.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or len(positions) != 1:
+        return None
+    starts = positions[0] == 0
+    if int(starts.sum()) < 2:
+        return None
+    number = starts.long().cumsum(0) - 1
+    # Padding at the end has position 0 throughout: each such token would be a document of its own.
+    lengths = torch.bincount(number)
+    last = int((lengths > 1).nonzero().max()) if bool((lengths > 1).any()) else -1
+    return torch.where(number <= last, number, -1) if last >= 0 else None
+
+
 class Sorter:
     """Sorts tokens by row, padded with zeros.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _compat
 from .._text import listing
-from .batch import Batch
+from .batch import Batch, documents_of
 from .errors import GradientRecordError
 from .functions import HeadFunction
 from .layers.head import Logits
@@ -81,6 +81,7 @@ class Recorder:
     ):
         self._model = unwrap(model)
         self._mode, self._segments, self._probes = "projections", segments, None
+        self._documents = False
         self.require(mode, projections, seed)
         self._stack = ExitStack()
         self._installed = False
@@ -220,8 +221,12 @@ class Recorder:
         if self._head is not None:
             self._stack.enter_context(_compat.fused_head(self._fused_head))
 
-    def require(self, mode: str, projections: int = 0, seed: int = 0) -> None:
+    def require(self, mode: str, projections: int = 0, seed: int = 0, documents: bool = False) -> None:
         """Keep at least this much of the forwards to come; what is kept is never reduced.
+
+        Args:
+            mode, projections, seed: as for `record_gradients`.
+            documents: the documents of a flattened batch are its rows.
 
         Raises:
             ValueError: for an unknown mode, or none without projections.
@@ -231,6 +236,7 @@ class Recorder:
         if mode == "projections" and not projections:
             raise ValueError("mode='projections' needs their number: set `projections`, to 256 for one.")
         self._mode = max(self._mode, mode, key=MODES.index)
+        self._documents = self._documents or documents
         if projections and (self._probes is None or (self._probes.number, self._probes.seed) != (projections, seed)):
             if self._probes is not None:
                 raise ValueError(
@@ -253,7 +259,8 @@ class Recorder:
     def _begin(self, module: nn.Module, positional: tuple, keywords: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
-        self.batch = Batch.of(positional, keywords, self._segments)
+        segments = documents_of(keywords) if self._segments is None and self._documents else self._segments
+        self.batch = Batch.of(positional, keywords, segments)
         self.again()
 
     def _fused_head(self, original: Any) -> Any:

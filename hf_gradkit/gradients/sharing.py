@@ -19,7 +19,9 @@ class _Shared:
 
 
 @contextmanager
-def shared_recorder(model: nn.Module, mode: str, projections: int = 0, seed: int = 0) -> Iterator[Recorder]:
+def shared_recorder(
+    model: nn.Module, mode: str, projections: int = 0, seed: int = 0, documents: bool = False
+) -> Iterator[Recorder]:
     """Record a model's gradients together with others that do: as `record_gradients`, of all trainable parameters.
 
     The recorder keeps what the most demanding asks for, and goes when the last has left. It must be asked for before
@@ -30,16 +32,15 @@ def shared_recorder(model: nn.Module, mode: str, projections: int = 0, seed: int
         mode: the least to keep; see `record_gradients`.
         projections: number of probes; all that ask for some must ask for the same.
         seed: of the probes.
+        documents: the documents of a flattened batch are its rows.
     """
     inner = unwrap(model)
     shared = getattr(inner, _SHARED, None)
     if shared is None:
-        recorder = Recorder(inner, mode=mode, projections=projections, seed=seed)
-        recorder.install()
-        shared = _Shared(recorder)
+        shared = _Shared(Recorder(inner, mode=mode, projections=projections, seed=seed))
+        shared.recorder.install()
         object.__setattr__(inner, _SHARED, shared)
-    else:
-        shared.recorder.require(mode, projections, seed)
+    shared.recorder.require(mode, projections, seed, documents)
     shared.users += 1
     try:
         yield shared.recorder

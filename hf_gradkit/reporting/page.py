@@ -20,6 +20,7 @@ from .figures import (
     reward_model_figure,
     weight_figure,
 )
+from .gradient_statistics import gradient_figure
 from .runs import Run, read_run
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ FURTHER_SECTIONS: list[Section] = [
         "Where the monitored pairs lie: the cosine of the chosen and the rejected answer's gradients, and how much "
         "longer the second is. In the upper region both answers become less likely, in the lower one more likely.",
         entanglement_figure,
+    ),
+    (
+        "Gradients of examples",
+        "How long the examples' gradients are, and how they differ. Where the noise scale lies far above the batch, "
+        "larger batches still pay; far below it, they do not. Sources with a cosine below zero undo each other's work.",
+        gradient_figure,
     ),
     (
         "Reward model",

@@ -1,6 +1,7 @@
 """The trainers' configurations: the parents' fields and ours."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import transformers
 import trl
@@ -11,17 +12,21 @@ from .preference_options import PreferenceArguments
 
 
 @dataclass
-class TrainingArguments(ExampleArguments, transformers.TrainingArguments):
+class TrainingArguments(ExampleArguments, MonitorArguments, transformers.TrainingArguments):
     __doc__ = f"""Arguments of [`hf_gradkit.Trainer`]: those of [`transformers.TrainingArguments`] and
 
-    {ExampleArguments.__doc__}"""
+    {ExampleArguments.__doc__}
+
+    {MonitorArguments.__doc__}"""
 
 
 @dataclass
-class SFTConfig(ExampleArguments, trl.SFTConfig):
+class SFTConfig(ExampleArguments, MonitorArguments, trl.SFTConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.SFTTrainer`]: those of [`trl.SFTConfig`] and
 
-    {ExampleArguments.__doc__}"""
+    {ExampleArguments.__doc__}
+
+    {MonitorArguments.__doc__}"""
 
 
 @dataclass
@@ -34,7 +39,11 @@ class DPOConfig(PreferenceArguments, MonitorArguments, trl.DPOConfig):
 
     {ExampleArguments.__doc__}"""
 
+    MONITORS: ClassVar[tuple[str, ...]] = ("entanglement", "gradient_statistics")
+
 
 @dataclass
-class RewardConfig(trl.RewardConfig):
-    """Arguments of [`hf_gradkit.RewardTrainer`]: those of [`trl.RewardConfig`]."""
+class RewardConfig(MonitorArguments, trl.RewardConfig):
+    __doc__ = f"""Arguments of [`hf_gradkit.RewardTrainer`]: those of [`trl.RewardConfig`] and
+
+    {MonitorArguments.__doc__}"""

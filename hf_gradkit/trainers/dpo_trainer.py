@@ -15,7 +15,6 @@ from ..objectives.base import PreferenceRecord, dpo_losses
 from .gathering import gather_rows
 from .margins import margin_temperature, with_margins
 from .mixin import ExampleWeightingMixin
-from .monitors import build_monitors
 from .pair_batch import PairBatch
 from .pair_checks import check_prepared_pairs, check_raw_pairs
 from .policy_tap import PolicyTap
@@ -67,8 +66,6 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         self._reward_model = None  # its memory is the policy's now
         if self._options.active:
             self._adapter = self._new_adapter()
-        for monitor in build_monitors(self.args, self):
-            self.add_callback(monitor)
 
     def _read_options(self, args: Any) -> PreferenceOptions:
         options = PreferenceOptions.of(args)

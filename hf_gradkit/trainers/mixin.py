@@ -16,6 +16,7 @@ from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
+from .monitors import build_monitors
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
@@ -35,6 +36,9 @@ class ExampleWeightingMixin:
     _rows_per_example = 1  # of a batch
     _drawn = False  # whether a step's batches were drawn in this run
 
+    # The examples of each micro-batch of the step that is being trained; none without example columns.
+    step_examples: list[ExampleInfo] = []  # noqa: RUF012
+
     def __init__(self, *positional, **keywords):
         given = inspect.signature(super().__init__).bind(*positional, **keywords).arguments
         args, train_dataset = given.get("args"), given.get("train_dataset")
@@ -52,6 +56,8 @@ class ExampleWeightingMixin:
             self._weigher = self._make_weigher()
             self._step_totals: dict[str, Tensor] = {}
             self._ahead: list[Any] = []  # the step's batches, until they are weighed ahead
+        for monitor in build_monitors(self.args, self):
+            self.add_callback(monitor)
 
     def _make_weigher(self) -> ExampleWeigher:
         log = ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None
@@ -193,6 +199,7 @@ class ExampleWeightingMixin:
         if self._weigher is not None and batches:
             self._check_weighed()
             self._drawn = True
+            self.step_examples = [batch[INFO] for batch in batches]
             self._weigher.metrics.end_step()
             ended = len(batches) < num_batches or self.accelerator.gradient_state.end_of_dataloader
             self._weigher.epoch_ends = ended

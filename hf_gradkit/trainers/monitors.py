@@ -1,11 +1,9 @@
 """The configuration's `monitors`: callbacks by their names."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .._text import did_you_mean, listing
-
-MONITORS = ("entanglement",)
 
 
 @dataclass
@@ -13,31 +11,39 @@ class MonitorArguments:
     """Fields that add callbacks.
 
     Args:
-        monitors (`list[str]`, *optional*): what to watch while training: `"entanglement"`
+        monitors (`list[str]`, *optional*): what to watch while training: `"gradient_statistics"`
+            ([`~hf_gradkit.GradientStatisticsCallback`]), and in preference training `"entanglement"`
             ([`~hf_gradkit.EntanglementCallback`]).
         monitor_steps (`int`, defaults to 10): watch every so many optimizer steps.
     """
 
+    # The names that make sense for the trainer.
+    MONITORS: ClassVar[tuple[str, ...]] = ("gradient_statistics",)
+
     monitors: list[str] | None = field(
-        default=None, metadata={"help": "What to watch while training: 'entanglement'."}
+        default=None,
+        metadata={"help": "What to watch while training: 'gradient_statistics', 'entanglement' (DPO)."},
     )
     monitor_steps: int = field(default=10, metadata={"help": "Watch every so many optimizer steps."})
 
     def __post_init__(self):
         for name in self.monitors or []:
-            if name not in MONITORS:
+            if name not in self.MONITORS:
                 raise ValueError(
-                    f"`monitors` has {name!r}, which there is not.{did_you_mean(name, MONITORS)} There are: "
-                    f"{listing(MONITORS)}."
+                    f"`monitors` has {name!r}, which {type(self).__name__} does not know."
+                    f"{did_you_mean(name, self.MONITORS)} It knows: {listing(self.MONITORS)}."
                 )
         build_monitors(self, None)  # says now what is wrong with the options
         super().__post_init__()
 
 
 def build_monitors(args: Any, trainer: Any) -> list[Any]:
-    """Return the callbacks that a configuration asks for; TRL's own configurations ask for none."""
-    from ..callbacks.entanglement import EntanglementCallback
-
-    classes = {"entanglement": EntanglementCallback}
+    """Return the callbacks that a configuration asks for; TRL's and transformers' own ask for none."""
     names = getattr(args, "monitors", None) or []
+    if not names:
+        return []
+    from ..callbacks.entanglement import EntanglementCallback
+    from ..callbacks.gradient_statistics import GradientStatisticsCallback
+
+    classes = {"entanglement": EntanglementCallback, "gradient_statistics": GradientStatisticsCallback}
     return [classes[name](monitor_steps=args.monitor_steps, trainer=trainer) for name in names]

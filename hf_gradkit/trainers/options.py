@@ -158,15 +158,16 @@ class ExampleOptions:
                 f"`weighting` is {self.name!r}, which weighs preference pairs by their reward margin, and not single "
                 "examples by their loss. Choose 'linupper', 'quadratic' or 'extremes' here."
             )
-        self._check_columns()
+        self._check_columns(args)
 
-    def _check_columns(self) -> None:
+    def _check_columns(self, args: Any) -> None:
         if self.normalize_weights and self.columns.weight is None:
             raise ValueError("`normalize_weight_column` is True, but there is no `weight_column`. Name the column.")
-        if self.columns.example_id is not None and not self.log:
+        names_examples = self.log or "gradient_statistics" in (getattr(args, "monitors", None) or [])
+        if self.columns.example_id is not None and not names_examples:
             raise ValueError(
-                f"`example_id_column` is {self.columns.example_id!r}, but no example log is written. Set "
-                "`example_log=True`, or leave the column out."
+                f"`example_id_column` is {self.columns.example_id!r}, but no example log is written and no monitor "
+                "names examples. Set `example_log=True` or monitors=['gradient_statistics'], or leave the column out."
             )
 
     @property

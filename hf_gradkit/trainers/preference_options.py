@@ -128,7 +128,7 @@ class PreferenceOptions(ExampleOptions):
         return self.weighs or bool(self.columns.of_user) or self.log or bool(self.objectives)
 
     def _check(self, args: Any) -> None:
-        self._check_columns()
+        self._check_columns(args)
         if getattr(args, "reward_model_name_or_path", None) is not None and self.columns.margin is None:
             raise ValueError(
                 f"`reward_model_name_or_path` is {args.reward_model_name_or_path!r}, but `weighting` is "

@@ -10,6 +10,7 @@ from .._backends import check_sharding
 from ..data.columns import column_names
 from ..scoring.pairs import PAIR, check_pair_columns, check_pairs, identical_message
 from .checks import check_not_empty, check_processes
+from .monitors import build_monitors
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,8 @@ class RewardTrainer(trl.RewardTrainer):
             check_not_empty(train_dataset)
         super().__init__(model, args, data_collator, train_dataset, *positional, **keywords)
         check_sharding(self.accelerator)
+        for monitor in build_monitors(self.args, self):
+            self.add_callback(monitor)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, (Dataset, IterableDataset)):
