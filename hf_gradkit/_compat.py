@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -146,6 +147,30 @@ def prepare_sft_dataset(
         shuffle_dataset=False,
     )
     return trainer_class._prepare_dataset(trainer, dataset, tokenizer, args, False, None, "the")
+
+
+# Where `from_pretrained` looks whether to partition a model, and the environment variable that tells it to leave one
+# empty under FSDP.
+DEEPSPEED_CONFIG = ("transformers.integrations.deepspeed", "_hf_deepspeed_config_weak_ref")
+FSDP_EMPTY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """Let `from_pretrained` load whole models on every process, whatever the model that is trained is loaded as.
+
+    Under ZeRO-3 it would partition them, and under FSDP leave them empty on all processes but one until somebody
+    shards them. A model that only scores is never prepared for training, so it would be unusable, or wrong.
+    """
+    module = importlib.import_module(DEEPSPEED_CONFIG[0])
+    config, empty = getattr(module, DEEPSPEED_CONFIG[1]), os.environ.pop(FSDP_EMPTY, None)
+    setattr(module, DEEPSPEED_CONFIG[1], None)
+    try:
+        yield
+    finally:
+        setattr(module, DEEPSPEED_CONFIG[1], config)
+        if empty is not None:
+            os.environ[FSDP_EMPTY] = empty
 
 
 def shifts_labels(trainer: Any) -> bool:

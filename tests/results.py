@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from launch import launch
+from launch import BACKENDS, launch
 
 
 class Results:
@@ -14,11 +14,13 @@ class Results:
     Args:
         worker: script in tests/workers that each process runs.
         folder: where it writes.
+        backend: a configuration of accelerate_configs/cpu/.
     """
 
-    def __init__(self, worker: str, folder: Path):
+    def __init__(self, worker: str, folder: Path, backend: str = "multi_gpu"):
         self.worker = Path(__file__).parent / "workers" / worker
         self.folder = folder
+        self.backend = backend
 
     def of(self, name: str, rank: int = 0) -> dict:
         return json.loads((self.folder / f"{name}.rank{rank}.json").read_text())
@@ -35,5 +37,7 @@ class Results:
     def run(self, cases: list[dict]) -> None:
         path = self.folder / "cases.json"
         path.write_text(json.dumps(cases))
-        launched = launch(self.worker, [str(path), str(self.folder)])
-        launched.assert_world("MULTI_CPU")
+        launched = launch(self.worker, [str(path), str(self.folder)], config=f"cpu/{self.backend}", timeout=300)
+        launched.assert_world(BACKENDS[self.backend]["distributed_type"])
+        if "wrapper" in launched.worlds[0]:  # the worker handed a trainer to `report_world`
+            launched.assert_backend(self.backend)

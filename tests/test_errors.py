@@ -14,6 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
 from hf_gradkit import _compat
+from hf_gradkit._backends import check_sharding
 from hf_gradkit.data.columns import ExampleInfo
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting import read_example_log
@@ -188,8 +189,7 @@ def test_replicas_that_were_meant_to_train_together(tokenizer, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changed", "part"),
     [
-        ({"distributed_type": DistributedType.FSDP}, "not tested under FSDP yet"),
-        ({"distributed_type": DistributedType.DEEPSPEED}, "not tested under DEEPSPEED yet"),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, "not tested under MEGATRON_LM yet"),
         ({"parallelism_config": ParallelismConfig()}, "Tensor, context and sequence parallelism split examples"),
     ],
 )
@@ -199,6 +199,12 @@ def test_backends_that_are_not_tested_refuse(changed, part, tokenizer, tmp_path)
     trainer.accelerator = SimpleNamespace(**world)
     with pytest.raises(ValueError, match=part):
         trainer._check_combination()
+
+
+def test_the_first_version_of_fsdp():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
+    with pytest.raises(ValueError, match=r"first version of FSDP, which hf-gradkit does not support.*fsdp_version: 2"):
+        check_sharding(accelerator)
 
 
 def test_dispatched_batches_cannot_be_cut(tokenizer, tmp_path):

@@ -256,3 +256,10 @@ def test_a_broken_model_names_the_rows(tokenizer, saved, cache):
         model.model.embed_tokens.weight[tokenizer("zzz")["input_ids"][0]] = float("nan")
     with pytest.raises(FloatingPointError, match=r"'reward' of rows \[2\] of the data is not a finite number"):
         add_reward_margins(Dataset.from_list(rows), model, tokenizer=tokenizer, **cache)
+
+
+def test_a_reward_model_that_zero3_has_partitioned_is_refused(tokenizer, tmp_path):
+    model = reward_model(tokenizer)
+    model.score.weight.ds_id = 0  # how DeepSpeed marks what it took apart
+    with pytest.raises(ValueError, match="loaded in parts, as ZeRO-3 loads every model"):
+        add_reward_margins(pair_dataset(4), model, tokenizer=tokenizer, cache_folder=tmp_path)

@@ -12,6 +12,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from .._compat import whole_models
 from .._text import did_you_mean, listing
 from . import fingerprints
 from .engine import load_scores, score_rows
@@ -225,7 +226,9 @@ class PairScoring:
         loaded = isinstance(model, (str, os.PathLike))
         tokenizer = self.tokenizer if self.tokenizer is not None else self._load_tokenizer(model)
         if loaded:
-            model = load_reward_model(str(model), self.dtype, **self.options)
+            with whole_models():
+                model = load_reward_model(str(model), self.dtype, **self.options)
+        _check_whole(model)
         check_labels(model.config.num_labels, model_name(model))
         part = self.dataset if len(rows) == len(self.dataset) else self.dataset.select(rows)
         sequences = tokenize_pairs(part, tokenizer, self.max_length or position_limit(model))
@@ -260,6 +263,14 @@ class PairScoring:
         if not model_name(model):
             raise ValueError("The reward model was given as an object without a name: give its `tokenizer` as well.")
         return load_reward_tokenizer(model_name(model), **known)
+
+
+def _check_whole(model: Any) -> None:
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "The reward model was loaded in parts, as ZeRO-3 loads every model once there are training arguments, and "
+            "only whole ones score. Give its name or folder instead of the model (`reward_model_name_or_path`)."
+        )
 
 
 def _check_vocabulary(sequences: list[np.ndarray], model: Any) -> None:

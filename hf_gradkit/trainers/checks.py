@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from .._backends import check_backend
+from .._backends import SHARDED, check_backend
 
 ALL_MASKED = (
     "Every example of the training data is masked: no token has a label other than -100. Check the completions, the "
@@ -19,6 +19,7 @@ def check_world(accelerator: Any, n_gpu: int) -> None:
         accelerator.distributed_type,
         "Example weighting and columns",
         "set weighting='none' and leave out the example columns",
+        tested=SHARDED,
     )
     if getattr(accelerator, "parallelism_config", None) is not None:
         raise ValueError(
