@@ -20,7 +20,7 @@ from .._text import listing
 from ..scoring.processes import on_main
 from .components import describe
 from .picking import highest, size_of
-from .summary import summarize
+from .summary import lengths, summarize
 from .work import Work
 
 LIBRARIES = ("hf-gradkit", "torch", "transformers", "datasets")
@@ -56,16 +56,19 @@ class Selection:
 
     Attributes:
         dataset: the rows kept, in their order, with the columns that they had.
-        scores: one row an input row, in order: `row`, `kept`, `rank` (0 is the best, -1 not kept), `ruled_out` (the
-            rule's name, or empty), and every figure that the selector computed.
+        scores: one row an input row, in order: `row`, `kept`, `rank` (0 is the best, -1 not kept), `random`
+            (whether it is among as many rows drawn at random), `ruled_out` (the rule's name, or empty), every figure
+            that the selector computed, and the lengths of answers in characters.
         report: figures of what was kept and dropped, as JSON can write them.
-        kept: numbers of the rows kept. (K,) int64
+        kept: numbers of the rows kept; one that was drawn more than once is there as often. (K,) int64
+        added: columns that the rows got from the selector, such as weights. (K,) each
     """
 
     dataset: Dataset
     scores: Dataset
     report: dict[str, Any]
     kept: np.ndarray
+    added: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +114,9 @@ class Selector(ABC):
         """Return the selector's own figures for the report, of the rows kept and of as many drawn at random."""
         return {}
 
-    def output(self, dataset: Dataset, found: Assessment, kept: np.ndarray) -> Dataset:
-        """Return the data that is handed out."""
-        return dataset.select(np.sort(kept))
+    def added(self, found: Assessment, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return columns that the rows kept get, such as weights. (K,) each"""
+        return {}
 
     def select(self, dataset: Dataset) -> Selection:
         """Score the rows of a data set and keep the best, as the options say.
@@ -130,6 +133,7 @@ class Selector(ABC):
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
         found = self.assess(dataset, work)
+        found.columns |= lengths(dataset)
         kept, further = on_main(lambda: self.choose(found, size))
         found.columns |= further
         if len(kept) < size:
@@ -142,11 +146,14 @@ class Selector(ABC):
                 own = self.describe_choice(dataset, found, kept, drawn)
             return {**self._head(dataset, kept, found), **figures, **found.facts, **own, "seconds": work.seconds}
 
+        rows = np.sort(kept)
+        added = self.added(found, rows)
         return Selection(
-            dataset=self.output(dataset, found, kept),
-            scores=_scores(found, kept, len(dataset)),
+            dataset=take(dataset, rows, added),
+            scores=_scores(found, kept, drawn, len(dataset)),
             report=on_main(report),
-            kept=np.sort(kept),
+            kept=rows,
+            added=added,
         )
 
     def _head(self, dataset: Dataset, kept: np.ndarray, found: Assessment) -> dict[str, Any]:
@@ -170,6 +177,23 @@ class Selector(ABC):
         )
 
 
+def take(dataset: Dataset, rows: np.ndarray, added: dict[str, np.ndarray]) -> Dataset:
+    """Return rows of a data set, with further columns.
+
+    Raises:
+        ValueError: if the data has a column of such a name already.
+    """
+    taken = [name for name in added if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"The selection adds the column {taken[0]!r}, and the data has one of that name. Rename or remove it."
+        )
+    selected = dataset.select(rows)
+    for name, values in added.items():
+        selected = selected.add_column(name, values)
+    return selected
+
+
 def check_dataset(dataset: Any) -> None:
     """Raise `ValueError` unless this is a data set with rows whose whole can be looked at."""
     if not isinstance(dataset, Dataset):
@@ -187,12 +211,14 @@ def check_choice(name: str, value: Any, known: tuple) -> None:
         raise ValueError(f"`{name}` is {value!r}. Known values: {listing(known)}.")
 
 
-def _scores(found: Assessment, kept: np.ndarray, rows: int) -> Dataset:
+def _scores(found: Assessment, kept: np.ndarray, drawn: np.ndarray, rows: int) -> Dataset:
     rank = np.full(rows, -1, dtype=np.int64)
     best_first, first = np.unique(kept, return_index=True)  # a row that is drawn twice has the place of the first time
     rank[best_first] = first
     ruled_out = np.full(rows, "", dtype=object)
     for name, out in found.ruled_out.items():
         ruled_out[out & (ruled_out == "")] = name
-    columns = {"row": np.arange(rows), "kept": rank >= 0, "rank": rank, "ruled_out": ruled_out.tolist()}
+    numbers = np.arange(rows)
+    columns = {"row": numbers, "kept": rank >= 0, "rank": rank, "random": np.isin(numbers, drawn)}
+    columns["ruled_out"] = ruled_out.tolist()
     return Dataset.from_dict({**columns, **found.columns})

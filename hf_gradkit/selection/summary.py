@@ -14,7 +14,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def summarize(dataset: Dataset, columns: dict[str, np.ndarray], kept: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
     """Return figures of a selection, as JSON can write them.
 
-    - `figures`: of each column and of the lengths, mean and quantiles over all rows, those kept, and those drawn;
+    - `figures`: of each column, mean and quantiles over all rows, those kept, and those drawn;
     - `overlap_with_random`: share of the rows kept that are among as many drawn at random; kept / rows is expected;
     - `margin_and_length`: correlation of the margin with how much longer the chosen answer is, in characters;
     - `samples`: rows with the highest and the lowest scores, and those on both sides of the cut.

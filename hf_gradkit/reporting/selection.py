@@ -1,0 +1,187 @@
+"""The page of a selection: what was kept and dropped, in pictures and in samples, beside a random choice."""
+
+import html
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from .figures import COLOURS, _panels, require_matplotlib
+from .page import STYLE, _png, _table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PARTS = {"all": "all rows", "kept": "kept", "random": "as many at random"}
+# Columns of the scores that are drawn, and what their axes are called.
+DRAWN = {
+    "score": "score",
+    "margin": "margin: chosen minus rejected",
+    "quality": "quality of the prompt",
+    "neighbour_distance": "distance to the k-th nearest other prompt",
+    "chosen_length": "characters of the chosen answer",
+    "length": "characters of the answer",
+    "loss": "loss, nats a token",
+    "perplexity": "perplexity",
+    "weight": "weight",
+}
+A_ROW = 3
+MOST_POINTS = 4000
+
+
+def write_selection_report(report: dict[str, Any], scores: Dataset, path: str | Path) -> Path:
+    """Write the page of a selection and return its path.
+
+    Args:
+        report: of the selection.
+        scores: of the selection, one row an input row.
+        path: where the page goes.
+
+    Raises:
+        ImportError: if matplotlib is missing; the message says what to install.
+    """
+    require_matplotlib()
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(render(report, scores), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(report: dict[str, Any], scores: Dataset) -> str:
+    """Return the page as HTML with its figures inside; it loads nothing."""
+    title = f"hf_gradkit selection: {report['kept']} of {report['rows']} rows by {report['by']}"
+    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in sentences(report)]
+    values = {name: np.array(scores[name], dtype=np.float64) for name in DRAWN if name in scores.column_names}
+    rows = {"all": slice(None), **{part: np.array(scores[part], dtype=bool) for part in ("kept", "random")}}
+    parts.append("<h2>Before and after</h2>" + _image("before and after", distributions(values, rows)))
+    if "margin" in values and "chosen_length" in values:
+        rejected = np.array(scores["rejected_length"], dtype=np.float64)
+        figure = margin_and_length(values["margin"], values["chosen_length"] - rejected, rows["kept"])
+        parts.append("<h2>Margin and length</h2>" + _image("margin and length", figure))
+    parts += [_figures(report), _prompts(report), *_samples(report), _options(report)]
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n'
+        "</body></html>\n"
+    )
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """Return what there is to say of a selection, a sentence each."""
+    expected = report["kept"] / report["rows"]
+    said = [
+        f"{report['overlap_with_random']:.1%} of the rows kept are among as many drawn at random, where "
+        f"{min(1.0, expected):.1%} are expected of a choice that has nothing to do with the draw."
+    ]
+    said += [f"{number} rows were ruled out: {rule}." for rule, number in report["ruled_out"].items()]
+    correlations = report.get("margin_and_length", {})
+    if correlations.get("spearman") is not None:
+        said.append(
+            f"Rank correlation of the margin with how much longer the chosen answer is: {correlations['spearman']:+.2f}"
+            f" (linear: {correlations['pearson']:+.2f}). Far above 0, large margins are partly long answers."
+        )
+    entropy = {part: value for part, value in report.get("entropy", {}).items() if value is not None}
+    if entropy:
+        numbers = ", ".join(f"{PARTS[part]} {value:.1f}" for part, value in entropy.items())
+        said.append(
+            f"Entropy of the prompts, in nats: {numbers}. It depends on the number of prompts: compare what was kept "
+            "with as many at random."
+        )
+    neighbours = report.get("neighbours", {})
+    if "recall" in neighbours:
+        said.append(
+            f"Neighbours were approximated by faiss: {neighbours['recall']:.1%} of the exact ones were found, and "
+            f"distances are {neighbours['inflation']:.3f} times too large on average."
+        )
+    total = sum(report["seconds"].values())
+    if total > 0:
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in report["seconds"].items())
+        said.append(f"It took {total:.1f} s: {shares}.")
+    return said
+
+
+def distributions(values: dict[str, np.ndarray], rows: dict[str, Any]) -> "Figure":
+    """Histograms of each figure: all rows, those kept, as many at random. (n,) each"""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(values) // A_ROW)
+    figure = Figure(figsize=(4.6 * min(A_ROW, len(values)), 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, min(A_ROW, len(values)), squeeze=False).flatten()
+    for axis in axes[len(values) :]:
+        axis.set_visible(False)
+    for axis, (name, numbers) in zip(axes, values.items(), strict=False):
+        _histograms(axis, {part: numbers[numbered] for part, numbered in rows.items()})
+        axis.set_xlabel(DRAWN[name])
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def margin_and_length(margins: np.ndarray, longer: np.ndarray, kept: np.ndarray) -> "Figure":
+    """Margin against how much longer the chosen answer is, kept pairs and dropped ones. (n,) each"""
+    figure, (axis,) = _panels(1)
+    axis.set_xlabel("characters, chosen minus rejected")
+    axis.set_ylabel(DRAWN["margin"])
+    for part, colour, label in ((~kept, "#999999", "dropped"), (kept, COLOURS[1], "kept")):
+        numbers = np.flatnonzero(part)
+        numbers = numbers[:: max(1, len(numbers) // MOST_POINTS)]
+        axis.scatter(longer[numbers], margins[numbers], s=6, alpha=0.4, color=colour, linewidths=0, label=label)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _histograms(axis: "Axes", parts: dict[str, np.ndarray]) -> None:
+    low, high = np.quantile(parts["all"], [0.005, 0.995])
+    bins = np.linspace(low, high if high > low else low + 1, 31)
+    for (part, numbers), colour in zip(parts.items(), ("#bbbbbb", COLOURS[1], COLOURS[0]), strict=True):
+        shares = np.full(len(numbers), 1 / max(1, len(numbers)))
+        style = {"histtype": "stepfilled", "alpha": 0.6} if part == "all" else {"histtype": "step", "linewidth": 1.6}
+        axis.hist(np.clip(numbers, low, bins[-1]), bins=bins, weights=shares, color=colour, label=PARTS[part], **style)
+    axis.set_ylabel("share of rows")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _image(name: str, figure: "Figure") -> str:
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
+
+
+def _figures(report: dict[str, Any]) -> str:
+    rows = []
+    for name, parts in report["figures"].items():
+        cells = [f"{parts[part]['mean']:.4g} ± {parts[part]['std']:.3g}" for part in PARTS]
+        rows.append([name, *cells])
+    return "<h2>Means and standard deviations</h2>" + _table(["figure", *PARTS.values()], rows)
+
+
+def _prompts(report: dict[str, Any]) -> str:
+    if "prompts" not in report:
+        return ""
+    rows = [
+        [end, f"{prompt['distance']:.4g}", prompt["prompt"]]
+        for end, prompts in report["prompts"].items()
+        for prompt in prompts
+    ]
+    return "<h2>Prompts with the nearest and the farthest others</h2>" + _table(["", "distance", "prompt"], rows)
+
+
+def _samples(report: dict[str, Any]) -> list[str]:
+    parts = []
+    for name, samples in report["samples"].items():
+        names = [key for key in ("row", "score", "prompt", "chosen", "rejected", "completion") if key in samples[0]]
+        rows = [[_cell(sample.get(key, "")) for key in names] for sample in samples]
+        parts.append(f"<h2>Samples: {html.escape(name)}</h2>" + _table(names, rows))
+    return parts
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _options(report: dict[str, Any]) -> str:
+    rows = [[name, str(value)] for name, value in report["options"].items()]
+    rows += [[name, str(version)] for name, version in report["versions"].items()]
+    return f"<details><summary>Options and versions</summary>{_table(['option', 'value'], rows)}</details>"

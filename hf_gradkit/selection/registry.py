@@ -1,0 +1,33 @@
+"""The names by which trainers, configurations and the command line know selectors."""
+
+from typing import Any
+
+from .._methods import Kind, build, find_class
+from .base import Selector
+from .baselines import Length, Random
+from .fifa import FiFA
+
+SELECTORS: dict[str, type[Selector]] = {selector.name: selector for selector in (FiFA, Random, Length)}
+
+
+def build_selector(name: str, options: dict[str, Any], field: str = "by", kwargs: str = "selector_kwargs") -> Selector:
+    """Return the selector `name` with its options.
+
+    Args:
+        name: a name of `SELECTORS`, or `"package.module:Class"` for one that lives outside this package.
+        options: values of its fields.
+        field: of the configuration that names it, for messages.
+        kwargs: the field with its options, for messages.
+
+    Raises:
+        ValueError: for an unknown selector or option (naming the known ones) or a value out of its domain.
+    """
+    kind = Kind(
+        name="selector",
+        option=field,
+        example="'fifa'",
+        kwargs=kwargs,
+        contract="a frozen dataclass that inherits from `hf_gradkit.selection.Selector`",
+        attributes=("assess", "select"),
+    )
+    return build(kind, name, find_class(kind, name, SELECTORS), options)

@@ -1,0 +1,222 @@
+"""`gradkit select`: from a file to a smaller one in the same format, with scores, page and card."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+from hub_uploads import hub_that_takes
+
+from hf_gradkit.cli import main, select
+from hf_gradkit.reporting.selection import render
+from hf_gradkit.selection import FiFA, Length, Random
+from launch import run
+from pairs import make_pairs, write_pairs
+
+PARTS = {"margin": {"by": "columns", "chosen": "m"}}
+
+
+def quality(rows):
+    """A quality of the user's own."""
+    return [float(len(row["prompt"])) for row in rows]
+
+
+@pytest.fixture
+def rows():
+    return [
+        {"prompt": row["prompt"], "win": row["chosen"], "rejected": row["rejected"], "m": (i * 7 % 11) / 2 - 1}
+        for i, row in enumerate(make_pairs(40, "prompt"))
+    ]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch, rows):
+    """Write a YAML with these changes to a working one, and return its arguments."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl", rows)
+
+    def write(**changes):
+        values = {"dataset_name": "pairs.jsonl", "column_mapping": {"win": "chosen"}, "by": "fifa", "fraction": 0.25}
+        values |= {"selector_kwargs": PARTS, "output_dir": "out", **changes}
+        Path("select.yaml").write_text(yaml.safe_dump({k: v for k, v in values.items() if v != "left out"}))
+        return ["--config", "select.yaml"]
+
+    return write
+
+
+def library(rows, tmp_path, **options):
+    dataset = Dataset.from_list(rows).rename_column("win", "chosen")
+    return FiFA(**{"fraction": 0.25, "cache_folder": tmp_path / "cache", **PARTS, **options}).select(dataset)
+
+
+def test_everything_that_select_leaves(config, rows, tmp_path, capsys):
+    assert main.main(["select", *config()]) == 0
+    said = capsys.readouterr().out
+    expected = library(rows, tmp_path)
+    lines = [json.loads(line) for line in Path("out/selected.jsonl").read_text().splitlines()]
+    assert lines == [rows[i] for i in expected.kept]  # the source's own columns and names
+    scores = pq.read_table("out/scores.parquet").to_pydict()
+    assert scores == expected.scores.to_dict()
+    figures = json.loads(Path("out/selection.json").read_text())
+    assert figures["figures"] == expected.report["figures"]
+    assert figures["options"]["margin"] == PARTS["margin"]
+    assert "10 of 40 rows kept by fifa." in said
+    assert "gradkit dpo --dataset_name out/selected.jsonl" in said
+    assert """--column_mapping '{"win": "chosen"}'""" in said
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "README.md", "report.html", "scores.parquet", "scoring", "selected.jsonl", "selection.json"
+    ]  # fmt: skip
+
+
+def test_the_card_makes_the_folder_a_data_set(config):
+    assert select.main(config()) == 0
+    card = Path("out/README.md").read_text()
+    assert "# 10 of 40 rows of pairs.jsonl, selected by fifa" in card
+    assert "    gradkit select --config select.yaml" in card
+    assert "| margin |" in card
+    loaded = load_dataset("out", cache_dir="cache")
+    assert list(loaded) == ["train"]
+    assert loaded["train"].column_names == ["prompt", "win", "rejected", "m"]
+    assert len(loaded["train"]) == 10
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.csv", "pairs.jsonl.gz"])
+def test_the_same_kind_of_file(name, config, rows, tmp_path):
+    dataset = Dataset.from_list(rows)
+    if name.endswith("gz"):
+        with gzip.open(name, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    else:
+        getattr(dataset, f"to_{name.partition('.')[2]}")(name)
+    assert select.main(config(dataset_name=name)) == 0
+    kept = library(rows, tmp_path).kept
+    written = load_dataset("out", split="train", cache_dir="cache")
+    assert written.to_list() == [rows[i] for i in kept]
+    assert Path(f"out/selected.{name.partition('.')[2]}").exists()
+
+
+def test_conversations_come_out_as_they_went_in(config, rows, tmp_path):
+    talks = [talk | {"m": row["m"]} for talk, row in zip(make_pairs(40, "messages"), rows, strict=True)]
+    write_pairs(tmp_path / "talks.jsonl", talks)
+    assert select.main(config(dataset_name="talks.jsonl", column_mapping="left out")) == 0
+    lines = [json.loads(line) for line in Path("out/selected.jsonl").read_text().splitlines()]
+    assert all(line in talks for line in lines)
+
+
+def test_a_second_run_scores_nothing_again(config, monkeypatch):
+    assert select.main(config()) == 0
+    before = Path("out/selected.jsonl").read_bytes()
+    monkeypatch.setattr("hf_gradkit.selection.tfidf.TfidfScorer", None)
+    monkeypatch.setattr("hf_gradkit.selection.nearest.ExactSearch", None)
+    assert select.main(config()) == 0
+    assert Path("out/selected.jsonl").read_bytes() == before
+    assert select.main([*config(fraction=0.5), "--overwrite", "true"]) == 0
+    assert len(Path("out/selected.jsonl").read_text().splitlines()) == 20
+
+
+def test_another_selection_is_replaced_only_when_told_to(config, capsys):
+    assert select.main(config()) == 0
+    before = Path("out/selected.jsonl").read_bytes()
+    assert select.main(config(seed=1)) == 2
+    assert "`output_dir` 'out' holds another selection: 10 of 40 rows by 'fifa'" in capsys.readouterr().err
+    assert Path("out/selected.jsonl").read_bytes() == before
+
+
+def test_functions_of_the_users_own(config, tmp_path, rows):
+    parts = {**PARTS, "quality": "test_selection_cli:quality"}
+    assert select.main(config(selector_kwargs=parts)) == 0
+    scores = pq.read_table("out/scores.parquet").to_pydict()
+    assert scores["quality"] == [len(row["prompt"]) for row in rows]
+
+
+def test_options_on_the_command_line(config, rows, tmp_path):
+    flags = ["--selector_kwargs", json.dumps({**PARTS, "method": "greedy"}), "--count", "7", "--seed", "3"]
+    assert select.main([*config(selector_kwargs="left out", fraction="left out"), *flags]) == 0
+    lines = [json.loads(line) for line in Path("out/selected.jsonl").read_text().splitlines()]
+    expected = library(rows, tmp_path, method="greedy", count=7, fraction=None, seed=3)
+    assert lines == [rows[i] for i in expected.kept]
+
+
+@pytest.mark.parametrize(("by", "selector"), [("random", Random), ("length", Length)])
+def test_other_selectors(by, selector, config, rows, tmp_path):
+    assert select.main(config(by=by, selector_kwargs="left out", seed=5)) == 0
+    dataset = Dataset.from_list(rows).rename_column("win", "chosen")
+    kept = selector(fraction=0.25, seed=5, cache_folder=tmp_path).select(dataset).kept
+    lines = [json.loads(line) for line in Path("out/selected.jsonl").read_text().splitlines()]
+    assert lines == [rows[i] for i in kept]
+    if by == "length":
+        lengths = sorted((len(row["win"]) for row in rows), reverse=True)
+        assert sorted((len(line["win"]) for line in lines), reverse=True) == lengths[:10]
+
+
+def test_the_page(config, rows, tmp_path):
+    result = library(rows, tmp_path, quality=quality)
+    page = render(result.report, result.scores)
+    assert page.count("data:image/png;base64,") == 2
+    for heading in ("Before and after", "Margin and length", "Samples: kept, first", "the nearest and the farthest"):
+        assert heading in page
+    assert "https://" not in page
+    pictures = render(Random(fraction=0.5).select(Dataset.from_list(rows)).report, result.scores)
+    assert "Margin and length" in pictures
+
+
+def test_pushed_to_the_hub(config, tmp_path):
+    """A real upload, to a server on this machine, and back."""
+    with hub_that_takes(tmp_path / "hub") as endpoint:
+        environment = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": "t",
+        }
+        arguments = [*config(), "--push_to_hub", "true", "--hub_dataset_id", "someone/pairs"]
+        command = [sys.executable, "-m", "hf_gradkit.cli.main", "select", *arguments]
+        ended = run(command, timeout=120, env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.output[-4000:]
+    assert "was pushed to the Hub as someone/pairs" in ended.output
+    there = tmp_path / "hub" / "datasets" / "someone" / "pairs"
+    names = ["README.md", "report.html", "scores.parquet", "selected.jsonl", "selection.json"]
+    assert sorted(path.name for path in there.iterdir()) == names
+    for name in names:
+        assert (there / name).read_bytes() == Path("out", name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"by": "fiva"}, "There is no selector 'fiva'. Did you mean 'fifa'?"),
+        ({"fraction": 1.5}, "`fraction` must be above 0 and at most 1, but it is 1.5."),
+        ({"count": 41, "fraction": "left out"}, "`count` asks for 41 rows, but the data has 40."),
+        ({"fraction": "left out"}, "Set `fraction` or `count`"),
+        ({"output_dir": "left out"}, "`output_dir` is not set."),
+        ({"dataset_name": "left out"}, "No data is named."),
+        ({"dataset_name": "gone.jsonl"}, "The data file 'gone.jsonl' does not exist"),
+        ({"eval_dataset_name": "pairs.jsonl"}, "rows are selected from one split"),
+        ({"dataset_streaming": True}, "Load it without streaming"),
+        ({"column_mapping": "left out"}, "has no 'chosen'"),
+        ({"selector_kwargs": {"metod": "greedy"}}, "has no option 'metod'. Did you mean 'method'?"),
+        ({"selector_kwargs": {"fraction": 0.1}}, "`fraction` is an option of its own"),
+        (
+            {"selector_kwargs": {"margin": {"by": "columns", "chosen": "n"}}},
+            "reads the column 'n', but the data has no",
+        ),
+        ({"selector_kwargs": {**PARTS, "k": 20}}, "`k` is 20, but there are only 20 unique prompts"),
+        ({"selector_kwargs": {**PARTS, "quality": "test_selection_cli:short"}}, "for 40 rows"),
+        ({"push_to_hub": True}, "`hub_dataset_id` is not set"),
+        ({"fracton": 0.1}, "'fracton', which is not an option of gradkit select. Did you mean 'fraction'?"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(changes, message, config, capsys):
+    assert select.main(config(**changes)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not Path("out/selected.jsonl").exists()
+
+
+def short(rows):
+    return [1.0]
