@@ -12,6 +12,7 @@ from workers.gradient_cases import watch
 WORKER = Path(__file__).parent / "workers" / "gradient_cases.py"
 SPLIT = {"gradient_accumulation_steps": 2, "max_steps": 3}
 OURS = {"monitors": ["entanglement", "gradient_statistics"], "monitor_steps": 1}
+BALANCED = {"gradient_balancing": "batch"}
 LARGE = {"learning_rate": 1.0}
 CASES = [
     {

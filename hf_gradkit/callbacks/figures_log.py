@@ -34,8 +34,13 @@ class FiguresLog:
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
             os.replace(temporary, path)
-        if self._trainer is not None and not hasattr(self._trainer.log, "_takes_figures"):
-            self._trainer.log = _with_figures(self._trainer.log, self)
+        if self._trainer is not None:
+            taken = getattr(self._trainer.log, "figures_logs", None)
+            if taken is None:
+                taken = []
+                self._trainer.log = _with_figures(self._trainer.log, taken)
+            if self not in taken:
+                taken.append(self)
 
     def add(self, step: int, figures: dict[str, float], details: dict[str, Any]) -> None:
         """Note the figures of a monitored step; `details` go to the file only."""
@@ -67,11 +72,12 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _with_figures(log: Any, figures: FiguresLog) -> Any:
+def _with_figures(log: Any, figures_logs: list[FiguresLog]) -> Any:
     def logged(logs: dict[str, float], *positional: Any, **keywords: Any) -> None:
         if "loss" in logs:
-            logs.update(figures.flush())
+            for figures in figures_logs:
+                logs.update(figures.flush())
         log(logs, *positional, **keywords)
 
-    logged._takes_figures = True
+    logged.figures_logs = figures_logs
     return logged

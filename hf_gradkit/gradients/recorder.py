@@ -81,10 +81,11 @@ class Recorder:
     ):
         self._model = unwrap(model)
         self._mode, self._segments, self._probes = "projections", segments, None
-        self._documents = False
+        self._documents = self._stopped = False
         self.require(mode, projections, seed)
         self._stack = ExitStack()
         self._installed = False
+        self.is_shared = False  # whether several read it; see `shared_recorder`
         self.batch: Batch | None = None
         self.tally = Tally(mode, 0)
         self.sketch: Sketch | None = None
@@ -173,7 +174,7 @@ class Recorder:
     @property
     def exact(self) -> bool:
         """Whether inner products are kept, and not projections only."""
-        return self._mode != "projections"
+        return self._mode != "projections" and not self._stopped
 
     def is_on(self) -> bool:
         """Whether a layer's forward is to be recorded: with gradient, in a forward of the whole model."""
@@ -249,7 +250,11 @@ class Recorder:
         """Begin a new record for another backward pass of the same forward."""
         self.tally = Tally(self._mode, self.batch.rows)
         self.sketch = Sketch(self._probes, self.batch.rows) if self._probes is not None else None
-        self._seen, self._twice, self._stash = {}, None, {}
+        self._seen, self._twice, self._stash, self._stopped = {}, None, {}, False
+
+    def stop(self) -> None:
+        """Record no further backward pass of this forward."""
+        self._stopped, self.sketch = True, None
 
     def remove(self) -> None:
         """Take everything off again; what was recorded stays, and a backward that comes only now is recorded yet."""

@@ -42,10 +42,12 @@ def shared_recorder(
         object.__setattr__(inner, _SHARED, shared)
     shared.recorder.require(mode, projections, seed, documents)
     shared.users += 1
+    shared.recorder.is_shared = shared.users > 1
     try:
         yield shared.recorder
     finally:
         shared.users -= 1
+        shared.recorder.is_shared = shared.users > 1
         if shared.users == 0:
             object.__delattr__(inner, _SHARED)
             shared.recorder.remove()

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _compat
 from ..data.columns import INFO, ExampleInfo
 from ..objectives.base import PreferenceRecord, dpo_losses
+from .balancing import build_balancing
 from .gathering import gather_rows
 from .margins import margin_temperature, with_margins
 from .mixin import ExampleWeightingMixin
@@ -66,6 +67,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         self._reward_model = None  # its memory is the policy's now
         if self._options.active:
             self._adapter = self._new_adapter()
+        self._balancing = build_balancing(self.args, self)
 
     def _read_options(self, args: Any) -> PreferenceOptions:
         options = PreferenceOptions.of(args)
@@ -123,13 +125,20 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
                     "The checkpoint was written without beta-DPO's averages (another `loss_type`): they start anew."
                 )
 
+        if self._balancing is not None and self._balancing.state is not None:
+            self._balancing.state.load_state_dict((state or {}).get("balancing", {}))
+
     def _new_adapter(self) -> Any:
         adapters = [objective.adapter(self.beta, self.args.seed) for objective in self._options.objectives]
         return next((adapter for adapter in adapters if adapter is not None), None)  # the options allow one
 
     def _training_state(self) -> dict[str, Any]:
         state = super()._training_state()
-        return state if self._adapter is None else {**state, "adapter": self._adapter.state_dict()}
+        if self._adapter is not None:
+            state["adapter"] = self._adapter.state_dict()
+        if self._balancing is not None and self._balancing.state is not None:
+            state["balancing"] = self._balancing.state.state_dict()
+        return state
 
     def _run_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"loss_type": [term.name for term in self._options.terms]}
@@ -159,7 +168,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
             loss, outputs = result if return_outputs else (result, None)
             for term in ours:
                 loss = loss + term.weight * self._term(term, batch)
-            loss = tap.join(loss)
+            loss = tap.join(loss, self._balancing if info is not None else None)
         return (loss, outputs) if return_outputs else loss
 
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:

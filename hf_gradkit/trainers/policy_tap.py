@@ -55,14 +55,32 @@ class PolicyTap:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def join(self, loss: Tensor) -> Tensor:
-        """Return the loss's value, with its gradient at the cut handed on to the model. () -> ()"""
+    def join(self, loss: Tensor, balancing: Any = None) -> Tensor:
+        """Return the loss's value, with its gradient at the cut handed on to the model. () -> ()
+
+        Args:
+            loss: of the cut outputs.
+            balancing: says what multiplies the gradient of each row's log-probabilities, or None.
+        """
         if not self._leaves:  # evaluation
             return loss
         leaves = list(self._leaves.values())
         gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
         self._after_forward.close()
-        loss = loss.detach()
-        for live, gradient in zip(self._live.values(), gradients, strict=True):
+        loss, gradients = loss.detach(), dict(zip(self._leaves, gradients, strict=True))
+        if balancing is not None:
+            joined, g = self._reattach(loss, gradients), gradients["log_probs"]
+            factors = balancing.factors(len(g) // 2, lambda: self._backward(joined))
+            gradients["log_probs"] = g * factors.to(g)[:, None]
+        return self._reattach(loss, gradients)
+
+    def _reattach(self, loss: Tensor, gradients: dict[str, Tensor]) -> Tensor:
+        for name, gradient in gradients.items():
+            live = self._live[name]
             loss = loss + (gradient * (live - live.detach())).sum()
         return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run the model's backward pass; neither `.grad` nor the hooks that reduce it over ranks take notice."""
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

@@ -10,6 +10,7 @@ from ..objectives.registry import OBJECTIVES, build_objective
 from ..weighting.base import PairRecord
 from ..weighting.calibration import Calibration
 from ..weighting.scope import Comparison
+from .balancing import check_balancing
 from .options import ExampleArguments, ExampleOptions, parse_json
 
 OWN_NAMES = [*_compat.DPO_LOSS_TYPES, *OBJECTIVES]
@@ -27,6 +28,10 @@ class PreferenceArguments(ExampleArguments):
     calibrate True; see [`~hf_gradkit.weighting.MADPO`] and [`~hf_gradkit.weighting.Calibration`].
 
     Args:
+        gradient_balancing (`str`, defaults to `"none"`): make the chosen and the rejected answer's gradients equally
+            long, so that neither log-probability drags the other along (arXiv 2410.13828); the loss's value is
+            unchanged. `"pair"` does so exactly for each pair, with one more backward pass; `"batch"` by a moving
+            average from every `monitor_steps`-th step, nearly free.
         loss_kwargs (`dict`, *optional*): options of the loss types that are not TRL's, by their names, such as
             `{"rpo": {"eta": 0.005, "normalization": "sum"}}`; see [`~hf_gradkit.objectives.RPO`] and
             [`~hf_gradkit.objectives.BetaDPO`].
@@ -36,6 +41,10 @@ class PreferenceArguments(ExampleArguments):
             scores are kept, so that the next run with the same model and data finds them.
     """
 
+    gradient_balancing: str = field(
+        default="none",
+        metadata={"help": "Pulls of equal length on both answers: 'none', 'pair' (one more backward) or 'batch'."},
+    )
     loss_kwargs: dict | str | None = field(
         default=None,
         metadata={
@@ -82,11 +91,13 @@ class PreferenceOptions(ExampleOptions):
 
     Attributes:
         terms: the terms of the loss, TRL's and ours.
+        balancing: `gradient_balancing`.
         calibration: how margins become logits; None where none are used.
     """
 
     terms: tuple[Term, ...] = ()
     calibration: Calibration | None = None
+    balancing: str = "none"
 
     # Pairs on which the loss is a mean of one value each, so that values can be weighted.
     INDEPENDENT: ClassVar[frozenset[str]] = frozenset(_compat.DPO_LOSS_TYPES) - {"aot", "aot_unpaired"}
@@ -101,6 +112,7 @@ class PreferenceOptions(ExampleOptions):
                 "value and no tokens to average over. Leave it out."
             )
         values["terms"] = _terms(args)
+        values["balancing"] = getattr(args, "gradient_balancing", "none")
         if values["method"] is not None and values["method"].record_type is PairRecord:
             values["calibration"], values["comparison"] = values["comparison"], Comparison(warmup_ratio=0.0)
             if not isinstance(args.reward_margin_column, str) or not args.reward_margin_column:
@@ -125,10 +137,12 @@ class PreferenceOptions(ExampleOptions):
     @property
     def active(self) -> bool:
         """Whether anything of ours is on."""
-        return self.weighs or bool(self.columns.of_user) or self.log or bool(self.objectives)
+        ours = self.weighs or bool(self.objectives) or self.balancing != "none"
+        return ours or bool(self.columns.of_user) or self.log
 
     def _check(self, args: Any) -> None:
         self._check_columns(args)
+        check_balancing(args)
         if getattr(args, "reward_model_name_or_path", None) is not None and self.columns.margin is None:
             raise ValueError(
                 f"`reward_model_name_or_path` is {args.reward_model_name_or_path!r}, but `weighting` is "
