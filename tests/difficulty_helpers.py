@@ -2,10 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from datasets import Dataset
 
 from helpers import make_rows
+from hf_gradkit.scoring import add_difficulty
+
+ALL = ("loss", "perplexity", "el2n", "grand")
 
 
 def sft_rows(kind: str, n: int = 12) -> list[dict]:
@@ -56,3 +60,30 @@ def plain_scores(model, row) -> dict[str, float]:
         "el2n": (log_p.exp() - onehot).norm(dim=1).mean().item(),
         "grand": torch.stack(squares).sum().sqrt().item(),
     }
+
+
+def scoring_with(model, tokenizer, folder):
+    """Return a function that scores with a model, and keeps nothing from call to call."""
+    calls = []
+
+    def call(dataset, models=model, by=ALL, **options):
+        calls.append(None)
+        known = {"tokenizer": tokenizer, "cache_folder": folder / str(len(calls)), "example_id_column": "uid"}
+        return add_difficulty(dataset, models, by, **{**known, **options})
+
+    return call
+
+
+def save(model, tokenizer, folder) -> str:
+    """Save a model with its tokenizer, and return where."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def assert_scores(scored, model, rows, by=ALL, rel=1e-5, suffix=""):
+    """Assert that scores are those of one example at a time."""
+    for found, row in zip(scored, rows, strict=True):
+        expected = plain_scores(model, row)
+        for name in by:
+            assert found[f"{name}{suffix}"] == pytest.approx(expected[name], rel=rel), name

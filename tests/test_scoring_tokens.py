@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 import trl
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from difficulty_helpers import plain_log_probs, sft_data
 from gradient_helpers import SMALL, build
@@ -243,8 +243,10 @@ def test_adapters(model, tokenizer):
         assert torch.equal(of_base, statistics(rows).losses())
     assert (losses - of_base).abs().min() > 5e-3
     on_head = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match="adapter is on the output head"), token_statistics(on_head):
-        pass
+    prompted = get_peft_model(copy.deepcopy(model), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    for refused, message in ((on_head, "adapter is on the output head"), (prompted, "tokens of its own before")):
+        with pytest.raises(ValueError, match=message):
+            token_statistics(refused).__enter__()
 
 
 def test_a_figure_that_there_is_not(model):

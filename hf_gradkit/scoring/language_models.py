@@ -5,6 +5,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
+from .._compat import whole_models
 from .fingerprints import find_model
 from .rewards import position_limit
 from .sft_data import TokenRow
@@ -31,7 +32,8 @@ def load_language_model(name: str, dtype: Any = "auto", trainable: bool = False,
     if (folder / "adapter_config.json").exists():
         config = PeftConfig.from_pretrained(str(folder))
         base = find_model(config.base_model_name_or_path, config.revision)
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, **options)
+    with whole_models():
+        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, **options)
     if base is not folder:
         model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     return model.eval()

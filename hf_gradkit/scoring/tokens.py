@@ -95,7 +95,8 @@ def token_statistics(
         outputs: of `STATISTICS`; "log_probs" is always there.
 
     Raises:
-        ValueError: for unknown outputs, or an adapter on the output head, which the fused head would not see.
+        ValueError: for unknown outputs, an adapter on the output head, which the fused head would not see, or one that
+            adds tokens to the prompt.
     """
     for name in outputs:
         if name not in STATISTICS:
@@ -108,6 +109,11 @@ def token_statistics(
         raise ValueError(
             "The adapter is on the output head, whose weight the fused head reads directly, so the adapter would not "
             "count. Merge the adapter into the model (`merge_and_unload`) and save it."
+        )
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"The adapter ({model.active_peft_config.peft_type.value}) puts tokens of its own before the prompt, so "
+            "that all positions move. Use a LoRA adapter, or a whole model."
         )
     of_trl = tuple(name for name in OF_TRL if name in ("log_probs", *outputs))
     own = vars(inner).get("forward")
