@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
-from hub_uploads import hub_that_takes
 
 from hf_gradkit.cli import main, select
 from hf_gradkit.reporting.selection import render
 from hf_gradkit.selection import FiFA, Length, Random
+from hub_uploads import hub_that_takes
 from launch import run
 from pairs import make_pairs, write_pairs
 

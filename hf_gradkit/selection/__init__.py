@@ -3,16 +3,24 @@
 from .base import Assessment, Selection, Selector
 from .baselines import Length, Random
 from .components import Component
+from .difficulty import EL2N, GraNd, Perplexity
 from .fifa import FiFA
+from .ifd import IFD
 from .prompts import prompt_text
 from .registry import SELECTORS, build_selector
+from .sampling import PADA
 from .work import Work
 
 __all__ = [
     "Assessment",
     "Component",
+    "EL2N",
     "FiFA",
+    "GraNd",
+    "IFD",
     "Length",
+    "PADA",
+    "Perplexity",
     "Random",
     "SELECTORS",
     "Selection",

@@ -73,12 +73,27 @@ class _SumScorer:
         return {"log_prob": sums.cpu().numpy(), "tokens": found.mask.sum(1).cpu().numpy()}
 
 
+def start_token(tokenizer: Any) -> int:
+    """Return the token that a text's first token is predicted from: the start token, or else the end token.
+
+    Raises:
+        ValueError: if the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "The tokenizer has neither a start nor an end token, from which the first token of a text would be predicted. "
+        "Set `tokenizer.eos_token` and save it with the model."
+    )
+
+
 def text_rows(texts: list[str], tokenizer: Any, max_length: int) -> list[TokenRow]:
     """Return texts as rows whose every token is predicted, the first one from a start or end token."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = start_token(tokenizer)
     made = []
     for number, ids in enumerate(tokenizer([text or " " for text in texts])["input_ids"]):
-        ids = ids if start is None or (ids and ids[0] == start) else [start, *ids]
+        ids = ids if ids and ids[0] == start else [start, *ids]
         ids = np.array(ids[:max_length], dtype=np.int64)
         made.append(TokenRow(ids, ids, number))
     return made

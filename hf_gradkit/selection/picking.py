@@ -65,6 +65,22 @@ def highest(
     return order[:size]
 
 
+def shares_of(sizes: np.ndarray, total: int) -> np.ndarray:
+    """Divide a number among groups in proportion to their sizes, by largest remainders. (G,) -> (G,) int64
+
+    >>> shares_of(np.array([5, 3, 2]), 4).tolist()
+    [2, 1, 1]
+
+    No group gets more than it has, as long as the total is at most the sum of the sizes.
+    """
+    total = min(total, int(sizes.sum()))
+    exact = total * sizes / max(1, sizes.sum())
+    quotas = np.floor(exact).astype(np.int64)
+    largest = np.argsort(-(exact - quotas), kind="stable")
+    quotas[largest[: total - quotas.sum()]] += 1
+    return quotas
+
+
 def _place_in_group(groups: np.ndarray) -> np.ndarray:
     """Return how many earlier entries have the same number. (n,) -> (n,)
 

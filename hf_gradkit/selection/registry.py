@@ -5,9 +5,14 @@ from typing import Any
 from .._methods import Kind, build, find_class
 from .base import Selector
 from .baselines import Length, Random
+from .difficulty import EL2N, GraNd, Perplexity
 from .fifa import FiFA
+from .ifd import IFD
+from .sampling import PADA
 
-SELECTORS: dict[str, type[Selector]] = {selector.name: selector for selector in (FiFA, Random, Length)}
+SELECTORS: dict[str, type[Selector]] = {
+    selector.name: selector for selector in (FiFA, Random, Length, Perplexity, EL2N, GraNd, IFD, PADA)
+}
 
 
 def build_selector(name: str, options: dict[str, Any], field: str = "by", kwargs: str = "selector_kwargs") -> Selector:

@@ -1,0 +1,117 @@
+"""Instruction-following difficulty: how much a prompt helps a model with its answer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+
+from .._text import listing
+from ..scoring import fingerprints
+from ..scoring.processes import on_main
+from ..scoring.sft_data import IGNORED, SFTFormat, TokenRow, tokenize_sft
+from .base import Assessment, Selector
+from .difficulty import UNLABELLED
+from .embedders import check_model
+from .language import log_probs, start_token
+from .work import Work
+
+MISLEADING = "the prompt does not help"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IFD(Selector):
+    """Selects SFT examples whose answer stays hard although the prompt is there, arXiv 2308.12032.
+
+        IFD = mean CE(y | x) / mean CE(y)
+
+    Rows above 1, whose prompt makes the answer less likely, are ruled out, and the highest of the others kept; the
+    paper keeps 5 to 10 %. Both means are over all tokens of the answer: alone, its first token is predicted from the
+    model's start token (ours).
+
+    Args:
+        model: folder or name of a language model, whole or a LoRA adapter.
+        max_length: tokens of prompt and answer that count, as in `trl.SFTConfig`; None for all.
+        drop_above: the IFD above which rows are ruled out; None for no bound.
+        dtype: of the weights.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    model: str | None = None
+    max_length: int | None = 1024
+    drop_above: float | None = 1.0
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    name: ClassVar[str] = "ifd"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_model(self.model, "by", "ifd")
+        SFTFormat(max_length=self.max_length)
+        if self.drop_above is not None and not self.drop_above > 0:
+            raise ValueError(f"`drop_above` must be above 0, but it is {self.drop_above!r}.")
+
+    def assess(self, dataset: Dataset, work: Work) -> Assessment:
+        """Return both losses of each example, in nats a token, and their ratio."""
+        pairs = prompts_and_completions(dataset)
+        columns = [name for name in pairs.column_names if name in ("prompt", "completion", "tools")]
+        content = on_main(lambda: fingerprints.hash_rows(pairs, columns))
+        with work.timed("ifd"):
+            sums, tokens = log_probs(
+                "ifd",
+                self.model,
+                lambda tokenizer: self._rows(pairs, tokenizer),
+                2 * len(dataset),
+                (content, self.max_length),
+                work,
+                self.dtype,
+                self.trust_remote_code,
+            )
+        labelled = tokens[::2] > 0
+        if not labelled.any():
+            raise ValueError(
+                f"No example has a token of its answer within `max_length` ({self.max_length}). Raise it, or check "
+                "the completions."
+            )
+        given, alone = (-sums[part::2] / np.maximum(tokens[part::2], 1) for part in (0, 1))
+        ratio = np.where(labelled & (alone > 0), given / np.where(alone > 0, alone, 1.0), 0.0)
+        found = Assessment({"ifd": ratio, "loss_with_prompt": given, "loss_alone": alone, "score": ratio})
+        if not labelled.all():
+            found.ruled_out[UNLABELLED] = ~labelled
+        if self.drop_above is not None:
+            found.ruled_out[MISLEADING] = ratio > self.drop_above
+        return found
+
+    def _rows(self, pairs: Dataset, tokenizer: Any) -> list[TokenRow]:
+        """Return each example with its prompt, and its answer alone. 2 n rows"""
+        start, made = start_token(tokenizer), []
+        for row in tokenize_sft(pairs, tokenizer, SFTFormat(max_length=self.max_length)):
+            answer = row.input_ids[row.labels != IGNORED]
+            answer = answer if row.labels[0] == IGNORED else answer[1:]  # what is predicted with the prompt
+            alone = np.concatenate([[start], answer]).astype(np.int64)
+            made += [row, TokenRow(alone, np.concatenate([[IGNORED], answer]).astype(np.int64), row.row)]
+        return made
+
+
+def prompts_and_completions(dataset: Dataset) -> Dataset:
+    """Return SFT data as `prompt` and `completion`; of messages, the last answer is the completion.
+
+    Raises:
+        ValueError: if the data has neither these columns nor messages that end with an answer.
+    """
+    present = dataset.column_names
+    if {"prompt", "completion"} <= set(present):
+        return dataset
+    if "messages" not in present:
+        raise ValueError(
+            "The data has no prompts with answers: it needs 'prompt' and 'completion', or 'messages'. Its columns: "
+            f"{listing(present)}."
+        )
+    rows = []
+    for number, row in enumerate(dataset.with_format(None)):
+        messages = row["messages"]
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise ValueError(f"The messages of row {number} of the data do not end with an answer to a prompt.")
+        rows.append({"prompt": messages[:-1], "completion": messages[-1:]})
+    return Dataset.from_list(rows)
