@@ -8,9 +8,9 @@ import trl
 from peft import LoraConfig
 
 import hf_gradkit
+from helpers import logs_without_timings
 from hf_gradkit import EntanglementCallback
 from hf_gradkit._backends import prepare_cpu_backends
-from helpers import logs_without_timings
 from launch import report_world
 from pair_helpers import dpo, pairs
 
