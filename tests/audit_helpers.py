@@ -59,9 +59,11 @@ def fit(model: Any, tokenizer: Any, dataset: Dataset, output_dir: Path, adapter:
     return trainer
 
 
-def memorise(base: str, folder: Path, tokenizer: Any, lora: bool = False, rows: int = 260, **options: Any) -> str:
+def memorise(
+    base: str, folder: Path, tokenizer: Any, lora: bool = False, rows: int = 260, held: int = 60, **options: Any
+) -> str:
     """Hold rows out, fine-tune a base model on the others, and return the folder with both."""
-    split = hold_out(records(rows), 60 / rows, output_dir=folder, id_column="uid")
+    split = hold_out(records(rows), held / rows, output_dir=folder, id_column="uid")
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
     options = {"num_train_epochs": 12, "learning_rate": 1e-2 if lora else 3e-3, **options}
     trainer = fit(base, tokenizer, split.train, folder, adapter, **options)
