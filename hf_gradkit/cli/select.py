@@ -10,17 +10,15 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 
 from ..data.loading import load_split, map_columns
-from ..reporting.selection import write_selection_report
 from ..reporting.selection_card import selection_card
+from ..reporting.selection_files import FIGURES, SCORES, replace, write_selection_files
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.work import write_json
 from ..selection.base import Selection, check_dataset, take
 from ..selection.registry import build_selector
 from ..trainers.options import parse_json
@@ -28,8 +26,7 @@ from .arguments import parse_job
 from .errors import USER_ERRORS, report
 from .job import ScriptArguments
 
-DATA, SCORES, FIGURES = "selected", "scores.parquet", "selection.json"
-PAGE, CARD, WORK = "report.html", "README.md", "scoring"
+DATA, CARD, WORK = "selected", "README.md", "scoring"
 
 
 @dataclass
@@ -159,11 +156,9 @@ def _write(given: Dataset, result: Selection, script: ScriptArguments, output: P
             old.unlink()  # of a selection from a file of another kind
     data = output / _data_name(script.dataset_name)
     _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
-    _replace(output / SCORES, lambda path: result.scores.to_parquet(str(path)))
     card = selection_card(result.report, script.dataset_name, script.dataset_train_split, data.name, command)
-    _replace(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
-    page = _write_page(result, output / PAGE)
-    write_json(output / FIGURES, {"key": key, **result.report})
+    replace(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
+    page = write_selection_files(result.report, result.scores, output, key=key)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
     options = "".join(f"--weight_column {name} " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source
@@ -195,22 +190,7 @@ def _write_data(dataset: Dataset, path: Path) -> None:
             else:
                 dataset.to_json(file, force_ascii=False)
 
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file such that it is never seen half written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def _write_page(result: Selection, path: Path) -> Path | None:
-    try:
-        return write_selection_report(result.report, result.scores, path)
-    except ImportError as error:
-        print(f"No report page was written: {error}")
-        return None
+    replace(path, write)
 
 
 def _push(output: Path, args: SelectArguments) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import transformers
 import trl
 
+from .data_filter import DataFilterArguments
 from .monitors import MonitorArguments
 from .options import ExampleArguments
 from .preference_options import PreferenceArguments
@@ -30,10 +31,12 @@ class SFTConfig(ExampleArguments, MonitorArguments, trl.SFTConfig):
 
 
 @dataclass
-class DPOConfig(PreferenceArguments, MonitorArguments, trl.DPOConfig):
+class DPOConfig(PreferenceArguments, DataFilterArguments, MonitorArguments, trl.DPOConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.DPOTrainer`]: those of [`trl.DPOConfig`] and
 
     {PreferenceArguments.__doc__}
+
+    {DataFilterArguments.__doc__}
 
     {MonitorArguments.__doc__}
 

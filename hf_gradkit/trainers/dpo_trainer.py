@@ -13,6 +13,7 @@ from .. import _compat
 from ..data.columns import INFO, ExampleInfo
 from ..objectives.base import PreferenceRecord, dpo_losses
 from .balancing import build_balancing
+from .data_filter import filter_training_data
 from .gathering import gather_rows
 from .margins import margin_temperature, with_margins
 from .mixin import ExampleWeightingMixin
@@ -63,7 +64,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
     def __init__(self, *positional, reward_model=None, reward_processing_class=None, **keywords):
         self._reward_model, self._reward_tokenizer = reward_model, reward_processing_class
         self._temperature = 1.0
-        super().__init__(*positional, **keywords)
+        super().__init__(**filter_training_data(trl.DPOTrainer.__init__, positional, keywords))
         self._reward_model = None  # its memory is the policy's now
         if self._options.active:
             self._adapter = self._new_adapter()

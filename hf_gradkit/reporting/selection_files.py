@@ -1,0 +1,43 @@
+"""The files that a selection leaves: scores of all rows, figures, and a page."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ..scoring.work import write_json
+from .selection import write_selection_report
+
+SCORES, FIGURES, PAGE = "scores.parquet", "selection.json", "report.html"
+
+
+def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path, **facts: Any) -> Path | None:
+    """Write scores, figures and the page of a selection, each whole or not at all.
+
+    Args:
+        report: of the selection.
+        scores: of the selection, one row an input row.
+        folder: where the files go.
+        facts: further entries of the figures.
+
+    Returns:
+        The page, or None where matplotlib is missing, which is said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / SCORES, lambda path: scores.to_parquet(str(path)))
+    page = None
+    try:
+        page = write_selection_report(report, scores, folder / PAGE)
+    except ImportError as error:
+        print(f"No report page was written: {error}")
+    write_json(folder / FIGURES, {**facts, **report})
+    return page
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file such that it is never seen half written: under another name first."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
