@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from difficulty_helpers import plain_scores, sft_data
-from hf_gradkit.cli import score, sft
+from hf_gradkit.cli import score, select, sft
 from hf_gradkit.data.loading import load_split
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.scoring import SFTFormat, add_difficulty, tokenize_sft
@@ -98,12 +98,19 @@ def test_score_writes_data_figures_and_a_plot(scoring, workplace, tokenizer, cap
     assert f"14 examples scored by {scored['difficulty_model'][0]}." in output
     assert f"hardest example {figures['scores']['el2n']['hardest'][0]}." in output
     assert "is in first/scored.parquet" in output
+    assert "gradkit select --by el2n --fraction 0.5 --dataset_name first/scored.parquet" in output
     assert "gradkit sft --dataset_name first/scored.parquet" in output
     assert "scored already" not in output
 
 
-def test_scored_data_is_training_data(scoring):
+def test_scored_data_is_selected_from_and_trained_on(scoring):
+    """What the last words say to run next does run."""
     assert score.main(scoring(output_dir="train", by="el2n,loss")) == 0
+    scored = load_split("train/scored.parquet", "train")
+    command = "--by el2n --fraction 0.5 --dataset_name train/scored.parquet --output_dir selected"
+    assert select.main(command.split()) == 0
+    kept = load_split("selected/selected.parquet", "train")["uid"]
+    assert set(kept) == {scored["uid"][i] for i in np.argsort(scored["el2n"])[-7:]}
     options = "--dataset_name train/scored.parquet --model_name_or_path seed-0 --output_dir trained --max_steps 1"
     options += " --bf16 false --activation_checkpointing false --report_to none --save_strategy no"
     assert sft.main(options.split()) == 0

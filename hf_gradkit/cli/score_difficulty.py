@@ -59,6 +59,17 @@ def write(dataset: Dataset, scores: Difficulty, output: Path) -> None:
     print(
         f"The data with the columns {', '.join(map(repr, scores.columns))} is in {path}, the figures are in "
         f"{output / FIGURES}{f', histograms are in {output / PLOT}' if plotted else ''}.\n"
-        "Choose examples by a column, for instance leave out the easiest, and train on them: gradkit sft "
-        f"--dataset_name {shlex.quote(str(path))} --model_name_or_path ..."
+        f"{_next(scores.by, shlex.quote(str(path)))}"
+    )
+
+
+def _next(by: tuple[str, ...], data: str) -> str:
+    """Return what to run on scored data; the loss selects as the perplexity does, and has no selector of its own."""
+    train = f"gradkit sft --dataset_name {data} --model_name_or_path ..."
+    selector = next((name for name in by if name != "loss"), None)
+    if selector is None:
+        return f"Train on it, or on a part that you choose by the column: {train}"
+    return (
+        f"Keep the half with the highest {selector}: gradkit select --by {selector} --fraction 0.5 "
+        f"--dataset_name {data} --output_dir ...\nTrain on all of it: {train}"
     )
