@@ -27,6 +27,12 @@ DRAWN = {
     "loss": "loss, nats a token",
     "perplexity": "perplexity",
     "weight": "weight",
+    "grad_cos": "Grad-Cos influence",
+    "tracin": "TracIn influence",
+    "gradient_norm": "length of the gradient",
+    "ifd": "IFD",
+    "el2n": "EL2N",
+    "grand": "GraNd",
 }
 A_ROW = 3
 MOST_POINTS = 4000
@@ -82,8 +88,8 @@ def sentences(report: dict[str, Any]) -> list[str]:
     correlations = report.get("margin_and_length", {})
     if correlations.get("spearman") is not None:
         said.append(
-            f"Rank correlation of the margin with how much longer the chosen answer is: {correlations['spearman']:+.2f}"
-            f" (linear: {correlations['pearson']:+.2f}). Far above 0, large margins are partly long answers."
+            f"The margin's rank correlation with how much longer the chosen answer is: "
+            f"{correlations['spearman']:+.2f} (linear: {correlations['pearson']:+.2f}). Far above 0, large margins are partly long answers."
         )
     entropy = {part: value for part, value in report.get("entropy", {}).items() if value is not None}
     if entropy:
@@ -98,11 +104,27 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"Neighbours were approximated by faiss: {neighbours['recall']:.1%} of the exact ones were found, and "
             f"distances are {neighbours['inflation']:.3f} times too large on average."
         )
+    if "influence" in report:
+        said.append(_influence(report["influence"]))
     total = sum(report["seconds"].values())
     if total > 0:
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in report["seconds"].items())
         said.append(f"It took {total:.1f} s: {shares}.")
     return said
+
+
+def _influence(found: dict[str, Any]) -> str:
+    shown = [
+        f"{name} {values['gradient_norm']:+.2f} with the gradient's length and {values['label_tokens']:+.2f} with the "
+        "number of tokens"
+        for name, values in found["correlation"].items()
+        if None not in values.values()
+    ]
+    return (
+        f"Rank correlations of the influence on {found['targets']} target examples: {'; '.join(shown) or 'none'}. The "
+        f"standard error of Grad-Cos from its projections is {found['standard_error']:.2g}, where its spread over the "
+        f"examples is {found['spread']:.2g}."
+    )
 
 
 def distributions(values: dict[str, np.ndarray], rows: dict[str, Any]) -> "Figure":

@@ -112,13 +112,16 @@ def chosen_names(model: nn.Module, parameters: str) -> list[str]:
 
 
 @contextmanager
-def recorded_norms(model: nn.Module, parameters: str = TRAINABLE, exact: bool = True) -> Iterator[Recorder]:
+def recorded_norms(
+    model: nn.Module, parameters: str = TRAINABLE, exact: bool = True, projections: int = 0, seed: int = 0
+) -> Iterator[Recorder]:
     """Record the norms of the examples' gradients, and keep no gradient: each is let go as soon as it is there.
 
     Args:
         model: whose parameters.
         parameters: as for `chosen_names`; the others need no gradient meanwhile, which saves time.
         exact: refuse parameters of which nothing can be recorded; False leaves them out of the norm.
+        projections, seed: of the gradients, besides their norms; as for `record_gradients`.
 
     Raises:
         ValueError: if nothing, or not all of it with `exact`, can be recorded.
@@ -134,7 +137,7 @@ def recorded_norms(model: nn.Module, parameters: str = TRAINABLE, exact: bool = 
             elif parameter.requires_grad:
                 hooks.append(parameter.register_post_accumulate_grad_hook(_let_go))
         try:
-            with record_gradients(model, mode="norms") as recorder:
+            with record_gradients(model, mode="norms", projections=projections, seed=seed) as recorder:
                 if exact and recorder.uncovered:
                     raise ValueError(_incomplete(recorder))
                 yield recorder

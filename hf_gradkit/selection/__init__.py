@@ -6,6 +6,7 @@ from .components import Component
 from .difficulty import EL2N, GraNd, Perplexity
 from .fifa import FiFA
 from .ifd import IFD
+from .influence import GradCos
 from .prompts import prompt_text
 from .registry import SELECTORS, build_selector
 from .sampling import PADA
@@ -17,6 +18,7 @@ __all__ = [
     "EL2N",
     "FiFA",
     "GraNd",
+    "GradCos",
     "IFD",
     "Length",
     "PADA",

@@ -158,7 +158,10 @@ class Selector(ABC):
 
     def _head(self, dataset: Dataset, kept: np.ndarray, found: Assessment) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cache_folder"}
-        options = {name: describe(value) if callable(value) else value for name, value in fields.items()}
+        options = {
+            name: describe(value) if callable(value) or isinstance(value, Dataset) else value
+            for name, value in fields.items()
+        }
         return {
             "format": 1,
             "by": self.name or type(self).__name__,

@@ -132,9 +132,11 @@ def evaluate(component: Any, role: str, dataset: Dataset, work: Work, vectors: b
 
 
 def describe(component: Any) -> Any:
-    """Return what a report says of a component: name and options, or the function's name."""
+    """Return what a report says of a component: name and options, the function's name, or how large the data is."""
     if component is None:
         return None
+    if isinstance(component, Dataset):
+        return f"a data set of {len(component)} rows"
     if dataclasses.is_dataclass(component):
         return {"by": type(component).__name__, **dataclasses.asdict(component)}
     return getattr(component, "__qualname__", None) or type(component).__qualname__

@@ -8,10 +8,11 @@ from .baselines import Length, Random
 from .difficulty import EL2N, GraNd, Perplexity
 from .fifa import FiFA
 from .ifd import IFD
+from .influence import GradCos
 from .sampling import PADA
 
 SELECTORS: dict[str, type[Selector]] = {
-    selector.name: selector for selector in (FiFA, Random, Length, Perplexity, EL2N, GraNd, IFD, PADA)
+    selector.name: selector for selector in (FiFA, Random, Length, Perplexity, EL2N, GraNd, IFD, GradCos, PADA)
 }
 
 
