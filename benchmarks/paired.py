@@ -105,7 +105,7 @@ def peak_memory(
     else:
         before = current_rss()
         trainer.train()
-        result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+        result.put(peak_rss() - before)
 
 
 def profile(make: MakeTrainer, arm: str, options: argparse.Namespace, folder: str) -> None:
@@ -121,6 +121,15 @@ def current_rss() -> float:
     """Return this process's resident memory in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def peak_rss() -> float:
+    """Return the most resident memory that this process has had, in MiB.
+
+    Not `ru_maxrss`, which a new process inherits from the one that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def interval(ratios: list[float], rounds: int = 2000) -> tuple[float, float]:
