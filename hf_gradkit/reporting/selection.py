@@ -88,8 +88,9 @@ def sentences(report: dict[str, Any]) -> list[str]:
     correlations = report.get("margin_and_length", {})
     if correlations.get("spearman") is not None:
         said.append(
-            f"The margin's rank correlation with how much longer the chosen answer is: "
-            f"{correlations['spearman']:+.2f} (linear: {correlations['pearson']:+.2f}). Far above 0, large margins are partly long answers."
+            "The margin's rank correlation with how much longer the chosen answer is: "
+            f"{correlations['spearman']:+.2f} (linear: {correlations['pearson']:+.2f}). Far above 0, large margins "
+            "are partly long answers."
         )
     entropy = {part: value for part, value in report.get("entropy", {}).items() if value is not None}
     if entropy:
@@ -158,7 +159,8 @@ def margin_and_length(margins: np.ndarray, longer: np.ndarray, kept: np.ndarray)
 
 def _histograms(axis: "Axes", parts: dict[str, np.ndarray]) -> None:
     low, high = np.quantile(parts["all"], [0.005, 0.995])
-    bins = np.linspace(low, high if high > low else low + 1, 31)
+    number = int(np.clip(2 * len(parts["kept"]) ** 0.5, 6, 30))
+    bins = np.linspace(low, high if high > low else low + 1, number + 1)
     for (part, numbers), colour in zip(parts.items(), ("#bbbbbb", COLOURS[1], COLOURS[0]), strict=True):
         shares = np.full(len(numbers), 1 / max(1, len(numbers)))
         style = {"histtype": "stepfilled", "alpha": 0.6} if part == "all" else {"histtype": "step", "linewidth": 1.6}

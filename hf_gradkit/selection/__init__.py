@@ -7,6 +7,7 @@ from .difficulty import EL2N, GraNd, Perplexity
 from .fifa import FiFA
 from .ifd import IFD
 from .influence import GradCos
+from .personal_loss import PersonalLossSampler
 from .prompts import prompt_text
 from .registry import SELECTORS, build_selector
 from .sampling import PADA
@@ -23,6 +24,7 @@ __all__ = [
     "Length",
     "PADA",
     "Perplexity",
+    "PersonalLossSampler",
     "Random",
     "SELECTORS",
     "Selection",
