@@ -56,6 +56,13 @@ class ExtractionAudit:
     suffixes: list[str] = field(repr=False)
     guesses: list[str] = field(repr=False)
 
+    def table(self, show_text: bool = False) -> dict[str, Any]:
+        """Return one row a prompt, as columns: hash, membership, chances and outcomes; texts only if asked for."""
+        columns = {"hash": self.hashes, "member": self.members, "row": self.rows, "p_z": self.p_z}
+        columns |= {f"verbatim_{kind}": values for kind, values in self.verbatim.items()}
+        texts = {"prefix": self.prefixes, "suffix": self.suffixes, "guess": self.guesses}
+        return {**columns, **texts} if show_text else columns
+
 
 def audit_extraction(
     model: Any,

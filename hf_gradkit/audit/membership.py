@@ -40,6 +40,11 @@ class MembershipAudit:
     tokens: np.ndarray
     texts: list[str] = field(repr=False)
 
+    def table(self, show_text: bool = False) -> dict[str, Any]:
+        """Return one row an example, as columns: hash, membership, tokens and scores; its text only if asked for."""
+        columns = {"hash": self.hashes, "member": self.members, "tokens": self.tokens, **self.scores}
+        return {**columns, "text": self.texts} if show_text else columns
+
 
 def audit_membership(
     model: Any,

@@ -30,6 +30,7 @@ COMMANDS = {
     "reward": Command("hf_gradkit.cli.reward", "train a reward model on preference pairs", job=True),
     "score": Command("hf_gradkit.cli.score", "score a data set with a model: rewards, loss, EL2N, GraNd", job=True),
     "select": Command("hf_gradkit.cli.select", "keep the rows worth training on: FiFA and others", job=True),
+    "audit": Command("hf_gradkit.cli.audit", "privacy: membership inference, extraction, and the hold-out", job=True),
     "demo": Command("hf_gradkit.cli.demo", "train a tiny model offline and see what the weights do"),
     "report": Command("hf_gradkit.cli.report", "make one page from the logs of a run"),
     "recipes": Command("hf_gradkit.cli.recipes", "list the recipes, print one, or copy it"),

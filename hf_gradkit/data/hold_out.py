@@ -2,6 +2,8 @@
 
     <output_dir>/_hold_out/hold_out.json      seed, fraction, columns, numbers
     <output_dir>/_hold_out/rows.parquet       of each row: hash, id, document, held out or not
+    <output_dir>/_hold_out/train.parquet      the rows to train on, and those that are held out, if they were asked for
+    <output_dir>/_hold_out/held_out.parquet
 
 The record tells members from non-members, so it is the owner's alone (mode 600), and stays here when the Trainer
 pushes its folder to the Hub.
@@ -24,6 +26,7 @@ from .._text import did_you_mean, listing
 from .private_files import private_file, write_private
 
 FOLDER, SUMMARY, ROWS = "_hold_out", "hold_out.json", "rows.parquet"
+TRAIN, HELD_OUT = "train.parquet", "held_out.parquet"
 
 
 def row_hash(row: dict[str, Any], columns: list[str]) -> str:
@@ -148,6 +151,20 @@ class HoldOut:
     def __iter__(self):
         """Yield the training rows and the held-out rows: `train, held_out = hold_out(...)`."""
         return iter((self.train, self.held_out))
+
+    def write(self, output_dir: str | os.PathLike) -> Path:
+        """Write the record and the rows of both sides to a model's folder, and return where they are."""
+        folder = self.record.write(output_dir)
+        for name, side in ((TRAIN, self.train), (HELD_OUT, self.held_out)):
+            with private_file(folder / name) as temporary:
+                side.to_parquet(str(temporary))
+        return folder
+
+
+def written_sides(output_dir: str | os.PathLike) -> tuple[Path, Path] | None:
+    """Return the files with the rows of both sides in a model's folder, or None if they were not written there."""
+    files = tuple(Path(output_dir).expanduser() / FOLDER / name for name in (TRAIN, HELD_OUT))
+    return files if all(path.is_file() for path in files) else None
 
 
 def hold_out(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .audit import audit_figure
 from .entanglement import entanglement_figure
 from .figures import (
     beta_figure,
@@ -80,6 +81,13 @@ FURTHER_SECTIONS: list[Section] = [
         "How long the examples' gradients are, and how they differ. Where the noise scale lies far above the batch, "
         "larger batches still pay; far below it, they do not. Sources with a cosine below zero undo each other's work.",
         gradient_figure,
+    ),
+    (
+        "Privacy audit",
+        "How well an attacker tells the examples that were trained on from those that were held out: the strongest "
+        "attack of `gradkit audit membership`, and the AUC over training where PrivacyAuditCallback watched it. The "
+        "line of guessing is what should not be left.",
+        audit_figure,
     ),
     (
         "Reward model",
