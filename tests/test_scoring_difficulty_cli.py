@@ -162,7 +162,7 @@ def test_examples_without_labels(scoring, capsys):
 def test_a_second_run_scores_nothing_and_other_scores_are_kept(scoring, monkeypatch, capsys):
     assert score.main(scoring(output_dir="twice")) == 0
     before = pq.read_table("twice/scored.parquet")
-    monkeypatch.setattr("hf_gradkit.scoring.difficulty.load_language_model", None)
+    monkeypatch.setattr("hf_gradkit.scoring.language_models.load_language_model", None)
     capsys.readouterr()
     assert score.main(scoring(output_dir="twice", per_device_eval_batch_size=5)) == 0
     assert "Everything was scored already" in capsys.readouterr().out
@@ -251,11 +251,14 @@ def test_two_processes_score_as_one(sharded, workplace):
 
 
 @pytest.mark.multiprocess
-def test_the_command_on_two_processes(scoring, workplace):
-    launched = launch("hf_gradkit.cli.score", scoring(output_dir="two"), cwd=workplace)
+@pytest.mark.parametrize("backend", ["multi_gpu", "fsdp2", "zero3"])
+def test_the_command_on_two_processes(backend, scoring, workplace):
+    """Under backends that shard what is trained, each process scores with a whole model."""
+    arguments = scoring(output_dir=backend)
+    launched = launch("hf_gradkit.cli.score", arguments, config=f"cpu/{backend}", cwd=workplace)
     assert launched.returncode == 0, launched.output[-4000:]
     assert launched.output.count("14 examples scored by") == 1
-    assert_equal(load_split("two/scored.parquet", "train"), expected(workplace), ALL)
+    assert_equal(load_split(f"{backend}/scored.parquet", "train"), expected(workplace), ALL)
 
 
 def finished(folder: Path) -> list[int]:

@@ -1,5 +1,7 @@
 """What is kept of difficulty scores, by which id, and what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_after_a_failure_it_goes_on_where_it_was(score, tokenizer, tmp_path, mon
     assert rest.scored == 24 - 15
     for name, values in rest.columns.items():
         assert values == pytest.approx(np.array(once[name]), rel=1e-5)
-    monkeypatch.setattr("hf_gradkit.scoring.difficulty.load_language_model", None)
+    monkeypatch.setattr("hf_gradkit.scoring.language_models.load_language_model", None)
     assert DifficultyScoring(data, folders, **options).run().scored == 0
 
 
@@ -58,6 +60,8 @@ def test_what_is_another_scoring(model, tokenizer, tmp_path):
         return DifficultyScoring(data, live, **{"tokenizer": tokenizer, "example_id_column": "uid", **options}).key
 
     data = sft_data("prompt-completion")
+    frozen = copy.deepcopy(model)
+    frozen.lm_head.requires_grad_(False)
     keys = [
         key(data),
         key(data.select(range(11))),
@@ -67,6 +71,7 @@ def test_what_is_another_scoring(model, tokenizer, tmp_path):
         key(data, by=("el2n", "loss")),
         key(data, by=("grand",)),
         key(data, by=("grand",), parameters="norm"),
+        key(data, frozen, by=("grand",)),
         key(data, dtype="bfloat16"),
     ]
     assert len(set(keys)) == len(keys)

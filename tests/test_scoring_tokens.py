@@ -103,6 +103,7 @@ def refused(kind="text", columns=None, options=None, rows=(), **attributes):
         (refused(columns={"text": "txt"}), "Did you mean 'text'.* Its columns: 'txt', 'uid'"),
         (refused("prompt-completion", {"completion": "chosen", "uid": "rejected"}), "preference pairs"),
         (refused("prompt-completion", {"prompt": "question"}), "Its columns: 'question', 'completion', 'uid'"),
+        (refused("text", {"uid": "seq_lengths"}), "The data is packed"),
         (refused("chat", chat_template=None), "the tokenizer has no chat template"),
         (refused("text", eos_token=None), "The tokenizer has no end token"),
         (refused("text", options={"assistant_only_loss": True}), "the data has no conversations"),

@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,10 @@ from .._text import did_you_mean, listing
 from ..data.example_ids import example_ids
 from . import fingerprints
 from .difficulty_columns import Difficulty, check_scores, earlier_ids, with_difficulty, without_difficulty
-from .difficulty_scorers import OUTPUTS, TRAINABLE, ForwardScorer, GradientScorer, recorded_norms
+from .difficulty_scorers import OUTPUTS, TRAINABLE, ForwardScorer, GradientScorer, chosen_names, recorded_norms
 from .engine import Scores, load_scores, score_rows
-from .language_models import check_rows, load_language_model
-from .processes import on_main, world
+from .language_models import check_rows, ready_language_model
+from .processes import on_main
 from .records import describe_reward_model, hash_of, model_name
 from .rewards import DTYPES, load_reward_tokenizer
 from .sft_data import SFTFormat, TokenRow, hash_token_rows, tokenize_sft
@@ -207,11 +206,16 @@ class DifficultyScoring:
     @cached_property
     def keys(self) -> list[str]:
         """Say, for each model, which weights score which tokens in which way."""
-        tokens = hash_token_rows(self.rows)
-        way = ("gradients", self.parameters, self.exact) if "grand" in self.by else ("forward",)
-        return [
-            fingerprints.digest("difficulty", 1, hash_of(name), tokens, str(self.dtype), *way) for name in self.names
-        ]
+        common = ("difficulty", 1, hash_token_rows(self.rows), str(self.dtype))
+        found = zip(self._models, self.names, strict=True)
+        return [fingerprints.digest(*common, hash_of(name), *self._way(model)) for model, name in found]
+
+    def _way(self, model: Any) -> tuple:
+        """Say how a model scores; what of it can be trained is not among the values of a model in memory."""
+        if "grand" not in self.by:
+            return ("forward",)
+        saved = isinstance(model, (str, os.PathLike))
+        return "gradients", self.exact, self.parameters if saved else chosen_names(model, self.parameters)
 
     @cached_property
     def key(self) -> str:
@@ -267,10 +271,12 @@ class DifficultyScoring:
         kept = load_scores(folder, key, columns, len(items))
         if kept is not None:
             return Scores(kept, 0), on_main(lambda: read_json(folder / COVERAGE))
-        with self._ready(model) as live, token_statistics(live, OUTPUTS) as statistics:
+        trainable = "grand" in self.by
+        ready = ready_language_model(model, self.dtype, self.device, trainable, **self.options)
+        with ready as live, token_statistics(live, OUTPUTS) as statistics:
             check_rows(items, live)
             numbers = [item.row for item in items]
-            if "grand" not in self.by:
+            if not trainable:
                 scorer = ForwardScorer(statistics)
                 return score_rows(items, scorer, folder, key, self.batch_size, numbers, "example"), None
             with recorded_norms(live, self.parameters, self.exact) as recorder:
@@ -283,20 +289,6 @@ class DifficultyScoring:
                 on_main(lambda: _write_coverage(folder, coverage))
                 scorer = GradientScorer(statistics, recorder)
                 return score_rows(items, scorer, folder, key, self.batch_size, numbers, "example"), coverage
-
-    @contextmanager
-    def _ready(self, model: Any) -> Iterator[Any]:
-        """Give a model in evaluation mode on its device: loaded, or the caller's, which is left as it was."""
-        loaded = isinstance(model, (str, os.PathLike))
-        if loaded:
-            model = load_language_model(str(model), self.dtype, trainable="grand" in self.by, **self.options)
-        if self.device is not None or (loaded and "device_map" not in self.options):
-            model.to(self.device or world().device)
-        training = model.training
-        try:
-            yield model.eval()
-        finally:
-            model.train(training)
 
 
 def _write_coverage(folder: Path, coverage: dict[str, Any]) -> None:

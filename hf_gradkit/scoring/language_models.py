@@ -1,5 +1,8 @@
 """Loads causal language models, whole or as a LoRA adapter, and checks that examples fit them."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -7,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from .._compat import whole_models
 from .fingerprints import find_model
+from .processes import world
 from .rewards import position_limit
 from .sft_data import TokenRow
 
@@ -37,6 +41,31 @@ def load_language_model(name: str, dtype: Any = "auto", trainable: bool = False,
     if base is not folder:
         model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     return model.eval()
+
+
+@contextmanager
+def ready_language_model(
+    model: Any, dtype: Any = "auto", device: Any = None, trainable: bool = False, **options: Any
+) -> Iterator[Any]:
+    """Give a model in evaluation mode on its device: loaded, or the caller's, whose mode comes back in the end.
+
+    Args:
+        model: folder, name or model in memory.
+        dtype: as for `load_language_model`.
+        device: where it scores; by default where it is, or the process's own device.
+        trainable: as for `load_language_model`.
+        options: further arguments of `from_pretrained`.
+    """
+    loaded = isinstance(model, (str, os.PathLike))
+    if loaded:
+        model = load_language_model(str(model), dtype, trainable, **options)
+    if device is not None or (loaded and "device_map" not in options):
+        model.to(device or world().device)
+    training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
 
 
 def check_rows(rows: list[TokenRow], model: Any) -> None:

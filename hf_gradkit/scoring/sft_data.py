@@ -56,9 +56,14 @@ class SFTFormat:
         """Return the columns that decide the tokens of the examples.
 
         Raises:
-            ValueError: if the data is no SFT data, naming its columns.
+            ValueError: if the data is no SFT data, naming its columns, or packed.
         """
         present = dataset.column_names
+        if "seq_lengths" in present:
+            raise ValueError(
+                "The data is packed (it has a column 'seq_lengths'): a row holds several examples, with no scores of "
+                "their own. Give the data as it was before packing."
+            )
         for needed in (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",)):
             if set(needed) <= set(present):
                 break
