@@ -14,6 +14,12 @@ from torch import Tensor
 # The releases that the test suite ran against; pyproject.toml caps them.
 TESTED = {"transformers": "5.23", "trl": "1.16"}
 
+# Methods of transformers' Trainer around checkpoints, in all trainers of ours.
+CHECKPOINT_SEAMS = {
+    "train": "resumes from whole checkpoints only, and ends with the example log and the trainer's state written",
+    "_save_checkpoint": "writes one checkpoint, on all ranks; what an earlier run left in its place goes first",
+    "_save_rng_state": "writes the last part that every rank has in a checkpoint, just before trainer_state.json",
+}
 # Methods of transformers' Trainer that ours override or call, and why. tests/test_seams.py checks that each exists in
 # the parent and that each override really runs in a training step.
 TRAINER_SEAMS = {
@@ -25,7 +31,7 @@ TRAINER_SEAMS = {
     "get_batch_samples": "has all micro-batches of an optimizer step at hand",
     "compute_loss": "has the model's outputs at hand",
     "log": "adds figures to the logs",
-    "train": "ends with the example log and the trainer's state written",
+    **CHECKPOINT_SEAMS,
 }
 # Of transformers' Trainer in ours for plain transformers, besides.
 PLAIN_SEAMS = {
@@ -35,7 +41,7 @@ PLAIN_SEAMS = {
 # Of TRL's SFTTrainer besides.
 SFT_SEAMS = {"_prepare_dataset": "packs the data set, and drops the columns doing so"}
 # Of TRL's RewardTrainer.
-REWARD_SEAMS = {"_prepare_dataset": "drops the pairs that are too long, without a word"}
+REWARD_SEAMS = {"_prepare_dataset": "drops the pairs that are too long, without a word", **CHECKPOINT_SEAMS}
 
 # Of TRL's DPOTrainer besides: attributes that its loss reads, and the public method that gives the reference.
 DPO_SEAMS: dict[str, str] = {}

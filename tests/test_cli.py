@@ -201,7 +201,11 @@ def test_two_processes_by_accelerates_own_launcher_say_an_error_once(config, wor
         ),
         ({"column_mapping": "{question}"}, [], "`column_mapping` is '{question}', which is not JSON"),
         ({"column_mapping": ["question"]}, [], "`column_mapping` must map existing names to new names"),
-        ({"resume_from_checkpoint": True}, ["--output_dir", "new"], "`output_dir` 'new' holds no checkpoint."),
+        (
+            {"resume_from_checkpoint": True},
+            ["--output_dir", "new"],
+            "`output_dir` 'new' holds no checkpoint to go on from.",
+        ),
         ({"resume_from_checkpoint": "gone"}, [], "`resume_from_checkpoint` is 'gone', but there is no such folder."),
         ({"env": ["A"]}, [], "`env` in sft.yaml must be a mapping"),
         ({}, ["--config", "sft.yaml"], "--config was given 2 times"),
@@ -247,13 +251,17 @@ def test_yaml_sets_environment_variables(config, monkeypatch, capsys):
 
 
 def test_checkpoints(tmp_path):
-    (tmp_path / "checkpoint-9").mkdir()
-    (tmp_path / "checkpoint-10").mkdir()
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):  # the run was ended while it wrote the last one
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     for nothing in (None, False, "false"):
         assert find_checkpoint(nothing, str(tmp_path)) is None
     for last in (True, "true"):
         assert find_checkpoint(last, str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert find_checkpoint(str(tmp_path / "checkpoint-9"), "elsewhere") == str(tmp_path / "checkpoint-9")
+    with pytest.raises(ValueError, match=r"checkpoint-11 is not whole: .*The latest whole one is .*checkpoint-10"):
+        find_checkpoint(str(tmp_path / "checkpoint-11"), "elsewhere")
 
 
 # ---- the launcher -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from helpers import parameter_gap, step_logs
 from hf_gradkit.reporting import read_example_log
+from hf_gradkit.trainers.checkpoints import FILES
 from hf_gradkit.weighting import fit_temperature, loss_weights, madpo_weights
 from pair_helpers import OURS, THEIRS, make_pairs, pairs, train_dpo
 
@@ -111,6 +112,7 @@ def test_beta_dpos_averages_are_not_those_of_a_fresh_run(policy, data, tmp_path)
     kept = torch.load(state, weights_only=True)
     assert kept["adapter"]["batches"] == 3
     torch.save({key: value for key, value in kept.items() if key != "adapter"}, state)
+    (state.parent / FILES).unlink()  # which tells that the state was changed
     resumed = train_dpo(*OURS, policy, tmp_path / "b", data, resume=str(state.parent), **saving)
     assert step_logs(straight, "beta_dpo/gap_mean")[3:] != step_logs(resumed, "beta_dpo/gap_mean")[3:]
 

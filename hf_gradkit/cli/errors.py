@@ -7,6 +7,7 @@ import sys
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 EXIT_CODE = 2
+INTERRUPTED = 130  # by Ctrl-C, as shells count
 
 
 def report(error: BaseException, every_rank: bool = False) -> int:

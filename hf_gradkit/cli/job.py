@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from transformers.trainer_utils import get_last_checkpoint
 
 from .._backends import prepare_cpu_backends
 from ..data.loading import load_mixture, load_split, map_columns
+from ..scoring.processes import on_main
+from ..trainers.checkpoints import check_whole, find_last_checkpoint
 from .arguments import parse_job
-from .errors import USER_ERRORS, report
+from .errors import INTERRUPTED, USER_ERRORS, report
 
 
 @dataclass
@@ -123,6 +124,8 @@ def run(
         (work or _train_and_end)(current)
     except USER_ERRORS as error:
         return report(error, every_rank=current is not None and current.training)
+    except KeyboardInterrupt:  # the trainer has said what is left
+        return INTERRUPTED
     return 0
 
 
@@ -170,22 +173,23 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
     """Return the folder of the checkpoint to go on from, or None to start anew.
 
     Args:
-        resume: a folder, or true for the last checkpoint in `output_dir`.
+        resume: a folder, or true for the last checkpoint in `output_dir` that is whole.
         output_dir: where the run writes its checkpoints.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or the one that was named is not whole.
     """
     if resume is None or str(resume).lower() in ("false", "no", "none", ""):
         return None
     if str(resume).lower() not in ("true", "yes"):
         if not Path(resume).is_dir():
             raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but there is no such folder.")
+        on_main(lambda: check_whole(str(resume)))
         return str(resume)
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    last = on_main(lambda: find_last_checkpoint(output_dir))
     if last is None:
         raise ValueError(
-            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint. Correct "
+            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. Correct "
             "`output_dir`, or leave `resume_from_checkpoint` out to start anew."
         )
     return last

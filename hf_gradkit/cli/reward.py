@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..scoring.fingerprints import hash_rows
 from ..scoring.folds import FILE, Folds
 from ..scoring.pairs import content_columns
 from ..scoring.processes import on_main
 from ..scoring.work import write_json
+from ..trainers.checkpoints import find_last_checkpoint
 from ..trainers.config import RewardConfig
 from ..trainers.reward_trainer import RewardTrainer
 from .job import Job, end_run, release, run, save, train_and_save, trainer_of
@@ -94,7 +94,8 @@ def _train_folds(job: Job, folds: Folds) -> None:
         if trainer is not None:
             release(trainer)
         kept = job.train.select(np.flatnonzero(assigned != fold))
-        trainer = job.train_one(args, kept, _last_checkpoint(args.output_dir) if resumes else None)
+        checkpoint = on_main(lambda folder=args.output_dir: find_last_checkpoint(folder)) if resumes else None
+        trainer = job.train_one(args, kept, checkpoint)
         save(trainer, job.script)
     on_main(lambda: folds.write(top))
     if trainer is None:
@@ -135,10 +136,6 @@ def _begin(top: Path, folds: Folds, data: str, resumes: bool) -> None:
 def _score_command(folder: str | Path) -> str:
     name = shlex.quote(str(folder))
     return f"gradkit score --by reward --model_name_or_path {name} --dataset_name ... --output_dir ..."
-
-
-def _last_checkpoint(folder: str) -> str | None:
-    return get_last_checkpoint(folder) if Path(folder).is_dir() else None
 
 
 def _check_folds(job: Job) -> None:

@@ -25,11 +25,12 @@ class ExampleLog:
     Args:
         output_dir: the trainer's output folder.
         rank: global rank of this process.
+        ranks: number of processes; an earlier run may have had more, whose parts are then the first one's.
     """
 
-    def __init__(self, output_dir: str, rank: int):
+    def __init__(self, output_dir: str, rank: int, ranks: int = 1):
         self.folder = Path(output_dir) / FOLDER
-        self.rank = rank
+        self.rank, self.ranks = rank, ranks
         self.part = 0
         self._columns: dict[str, list] = {}
 
@@ -37,7 +38,7 @@ class ExampleLog:
         """Begin a run: a fresh one (None) sets an older log aside, a resumed one drops parts from `part` on."""
         self._columns = {}
         self.part = part or 0
-        mine = sorted(self.folder.glob(f"part-*-rank-{self.rank:05d}.parquet"))
+        mine = [path for path in sorted(self.folder.glob("part-*-rank-*.parquet")) if self._is_mine(path)]
         if part is None and mine:
             aside = _free_name(self.folder, self.rank)
             aside.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,10 @@ class ExampleLog:
             for path in mine:
                 if int(path.name.split("-")[1]) >= part:
                     path.unlink()
+
+    def _is_mine(self, path: Path) -> bool:
+        rank = int(path.stem.split("-")[3])
+        return rank == self.rank or (self.rank == 0 and rank >= self.ranks)
 
     def add(self, rows: dict[str, list[Any]]) -> None:
         """Append rows, given as columns of equal length."""

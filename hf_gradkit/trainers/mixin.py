@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 from abc import abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .._backends import check_sharding
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
+from .checkpointing import CheckpointMixin
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
 from .monitors import build_monitors
 from .options import ExampleOptions
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "example_weighting.pt"
 
 
-class ExampleWeightingMixin:
+class ExampleWeightingMixin(CheckpointMixin):
     """Goes before a `transformers.Trainer` subclass. With every option off, the parent runs as if alone.
 
     A subclass overrides `compute_loss`, where it calls `_weigh_ahead` and `_weigh`, and states `_example_losses`.
@@ -60,7 +62,8 @@ class ExampleWeightingMixin:
             self.add_callback(monitor)
 
     def _make_weigher(self) -> ExampleWeigher:
-        log = ExampleLog(self.args.output_dir, self.accelerator.process_index) if self._options.log else None
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        log = ExampleLog(self.args.output_dir, *place) if self._options.log else None
         return ExampleWeigher(self._options.method, self._options.comparison, self.accelerator, log)
 
     def _read_options(self, args: Any) -> ExampleOptions:
@@ -175,12 +178,18 @@ class ExampleWeightingMixin:
             result = super().train(*positional, **keywords)
             self._check_weighed()
             check_trained(self._weigher.tokens_seen, self.state.global_step)
-            return result
-        finally:
-            self._weigher.flush_log()
-            # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
-            if self.args.should_save and self.state.log_history:
-                self.save_state()
+        except BaseException:
+            with suppress(OSError):  # a full disk: what ended the run is what is told
+                self._write_logs()
+            raise
+        self._write_logs()
+        return result
+
+    def _write_logs(self) -> None:
+        self._weigher.flush_log()
+        # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
+        if self.args.should_save and self.state.log_history:
+            self.save_state()
 
     def _run_facts(self) -> dict[str, Any]:
         """Return what the run's information file holds of the method besides the settings."""

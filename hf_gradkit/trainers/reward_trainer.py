@@ -9,13 +9,14 @@ from datasets import Dataset, IterableDataset
 from .._backends import check_sharding
 from ..data.columns import column_names
 from ..scoring.pairs import PAIR, check_pair_columns, check_pairs, identical_message
+from .checkpointing import CheckpointMixin
 from .checks import check_not_empty, check_processes
 from .monitors import build_monitors
 
 logger = get_logger(__name__)
 
 
-class RewardTrainer(trl.RewardTrainer):
+class RewardTrainer(CheckpointMixin, trl.RewardTrainer):
     """A drop-in for [`trl.RewardTrainer`] that trains the same model, step by step, and looks at the pairs first.
 
     It warns, with counts, of a column `margin`, which TRL takes for a margin in the loss, of pairs whose completions

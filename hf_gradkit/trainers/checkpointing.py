@@ -1,0 +1,87 @@
+"""What the trainers share around checkpoints: whole ones only, an orderly end on SIGTERM, and a last word."""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from ..scoring.processes import on_main
+from .checkpoints import (
+    CheckpointError,
+    check_same_world,
+    check_whole,
+    find_last_checkpoint,
+    folder_of,
+    last_whole_checkpoint,
+    world_facts,
+    write_file_list,
+)
+from .termination import Terminated, saving_on_sigterm
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointMixin:
+    """Goes before a `transformers.Trainer` subclass. The run itself is the parent's.
+
+    - A checkpoint that was not written to its end, or that lost a file, is never resumed from.
+    - SIGTERM lets the step end, writes a checkpoint, and exits with code 143; only where the run writes checkpoints
+      at all, and nobody else handles the signal. A second SIGTERM ends the process at once.
+    - A run that ends with an error or Ctrl-C says which checkpoint is left.
+    """
+
+    def train(self, resume_from_checkpoint=None, *positional, **keywords):
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        try:
+            with saving_on_sigterm(self):
+                return super().train(checkpoint, *positional, **keywords)
+        except Terminated:
+            raise
+        except BaseException as error:
+            self._say_what_is_left(error)
+            raise
+
+    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
+        if not resume:
+            return None
+        if resume is True:
+            resume = on_main(lambda: find_last_checkpoint(self.args.output_dir))
+            if resume is None:
+                raise ValueError(f"`output_dir` {self.args.output_dir!r} holds no checkpoint to go on from.")
+        else:
+            on_main(lambda: check_whole(str(resume)))
+        check_same_world(str(resume), self)
+        return str(resume)
+
+    def _save_checkpoint(self, model, trial):
+        folder = folder_of(self.args.output_dir, self.state.global_step)
+        if self.args.should_save and trial is None and folder.exists():
+            # Of a run that was cut short here, or of an earlier one: what of it would stay would look like this one's.
+            logger.warning(f"{folder} was there already and is written anew.")
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint {folder} could not be written: {type(error).__name__}: {error}. It is not whole and "
+                "no run will go on from it. Make room or give permission, then resume."
+            ) from error
+        self.accelerator.wait_for_everyone()
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)  # the last part that every process writes
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_file_list(Path(output_dir), world_facts(self))
+
+    def _say_what_is_left(self, error: BaseException) -> None:
+        if not self.is_world_process_zero() or not self.state.global_step:
+            return
+        found, passed_over = last_whole_checkpoint(self.args.output_dir)
+        what = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        left = f"The last whole checkpoint is {found}: resume_from_checkpoint=True goes on from it."
+        if found is None:
+            left = "There is no whole checkpoint to go on from."
+        words = [f"The run ended with {what} after step {self.state.global_step}.", *passed_over, left]
+        print(" ".join(words), file=sys.stderr, flush=True)

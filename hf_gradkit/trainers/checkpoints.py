@@ -1,0 +1,191 @@
+"""Which checkpoints are whole: what one consists of is written down, and looked at before a run goes on from it.
+
+    checkpoint-40/...                     what transformers, DeepSpeed and we write, each process its part
+    checkpoint-40/checkpoint_files.json   then: those files with their sizes, and who wrote them
+    checkpoint-40/trainer_state.json      last, by transformers
+
+A run that dies in the middle leaves a folder without the last two, a file that is lost or cut short later has another
+size.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import DistributedType
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .._backends import REPLICATED
+
+logger = logging.getLogger(__name__)
+
+FILES = "checkpoint_files.json"
+STATE = "trainer_state.json"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written."""
+
+
+def folder_of(output_dir: str, step: int) -> Path:
+    """Return where the checkpoint of a step goes."""
+    return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def write_file_list(folder: Path, facts: dict[str, Any]) -> None:
+    """Write down what a checkpoint consists of, once all processes have written their part.
+
+    Args:
+        folder: the checkpoint.
+        facts: who writes it; see `world_facts`.
+    """
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (FILES, STATE)
+    }
+    temporary = folder / f"{FILES}.tmp"
+    temporary.write_text(json.dumps({"format": 1, **facts, "files": files}, indent=2) + "\n")
+    os.replace(temporary, folder / FILES)
+
+
+def defect_of(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, as the end of a sentence, or None for a whole one.
+
+    Of a checkpoint that another trainer wrote no more is asked than that its writing came to its end.
+    """
+    try:
+        json.loads((folder / STATE).read_text())
+    except OSError:
+        return f"writing it did not come to its end (there is no {STATE})"
+    except ValueError:
+        return f"its {STATE} is cut short"
+    listed = read_facts(folder)
+    for name, size in (listed["files"] if listed else {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size:
+            return f"its file {name} has {path.stat().st_size} bytes and not {size}"
+    return None
+
+
+def read_facts(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return what a checkpoint says of itself, or None for one of another trainer."""
+    try:
+        return json.loads((Path(folder) / FILES).read_text())
+    except OSError:
+        return None
+
+
+def checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
+    """Yield the checkpoints of a run, whole or not, the latest first."""
+    found = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in found if path.is_dir()}
+    yield from sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path]))
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[str]]:
+    """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not."""
+    passed_over = []
+    for folder in checkpoints(output_dir):
+        defect = defect_of(folder)
+        if defect is None:
+            return str(folder), passed_over
+        passed_over.append(f"{folder} is not whole: {defect}.")
+    return None, passed_over
+
+
+def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Return the latest whole checkpoint, or None, and warn of later ones that had to be passed over."""
+    found, passed_over = last_whole_checkpoint(output_dir)
+    if passed_over:
+        instead = f"The run goes on from {found}" if found else "No other one is there, so the run starts anew"
+        logger.warning(f"{' '.join(passed_over)} {instead}.")
+    return found
+
+
+def check_whole(folder: str) -> None:
+    """Raise `ValueError` for a checkpoint that is not whole, naming the one before it that is."""
+    defect = defect_of(Path(folder))
+    if defect is None:
+        return
+    instead, _ = last_whole_checkpoint(Path(folder).parent)
+    raise ValueError(
+        f"The checkpoint {folder} is not whole: {defect}. "
+        + (
+            f"The latest whole one is {instead}: name it, or set resume_from_checkpoint=True."
+            if instead
+            else "No other one is there: leave out `resume_from_checkpoint` to start anew."
+        )
+    )
+
+
+# ---- who wrote it -------------------------------------------------------------------------------------------------
+
+
+def world_facts(trainer: Any) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one that writes a checkpoint."""
+    args, accelerator, dataset = trainer.args, trainer.accelerator, trainer.train_dataset
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    return {
+        "distributed_type": accelerator.distributed_type.value,
+        "zero_stage": zero_stage(accelerator),
+        "processes": accelerator.num_processes,
+        "examples_per_step": None if args.auto_find_batch_size else per_step,
+        "rows": len(dataset) if hasattr(dataset, "__len__") else None,
+    }
+
+
+def zero_stage(accelerator: Any) -> int | None:
+    """Return DeepSpeed's stage, or None without it."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    return accelerator.state.deepspeed_plugin.zero_stage
+
+
+def check_same_world(checkpoint: str, trainer: Any) -> None:
+    """Raise `ValueError` for a checkpoint that this run cannot continue exactly.
+
+    Without sharding, and under FSDP2, any number of processes goes on from a checkpoint of another number; DeepSpeed
+    reads its own parts only. Everywhere a step must hold as many examples as before, and the data as many rows.
+    """
+    written = read_facts(checkpoint)
+    if written is None:
+        return
+    now = world_facts(trainer)
+    replicated = {kind.value for kind in REPLICATED}
+    same = written["distributed_type"] == now["distributed_type"] and written["zero_stage"] == now["zero_stage"]
+    if now["zero_stage"] is not None:
+        same = same and written["processes"] == now["processes"]
+    if not same and not {written["distributed_type"], now["distributed_type"]} <= replicated:
+        raise ValueError(
+            f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} cannot read its "
+            "optimizer's state. Resume with the processes and the --accelerate_config it was written with, or begin a "
+            f"new run from its weights with model_name_or_path={checkpoint}."
+        )
+    if None not in (written["rows"], now["rows"]) and written["rows"] != now["rows"]:
+        raise ValueError(
+            f"The training data has {now['rows']} rows, and had {written['rows']} when {checkpoint} was written: "
+            "other examples would be left out or repeated. Was the file cut short or changed? Resume with the same "
+            f"data, or begin a new run from its weights with model_name_or_path={checkpoint}."
+        )
+    if None not in (written["examples_per_step"], now["examples_per_step"]) and (
+        written["examples_per_step"] != now["examples_per_step"]
+    ):
+        raise ValueError(
+            f"An optimizer step has {now['examples_per_step']} examples, and had {written['examples_per_step']} when "
+            f"{checkpoint} was written, so the run would not go on at the same place of the data. Set "
+            "`per_device_train_batch_size` or `gradient_accumulation_steps` such that their product with the number "
+            f"of processes is {written['examples_per_step']}."
+        )
+
+
+def _described(facts: dict[str, Any]) -> str:
+    number = facts["processes"]
+    name = {"DEEPSPEED": f"DeepSpeed ZeRO-{facts['zero_stage']}", "FSDP": "FSDP2"}.get(facts["distributed_type"])
+    processes = f"{number} process{'es' if number > 1 else ''}"
+    return f"{processes} under {name}" if name else processes

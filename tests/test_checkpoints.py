@@ -1,0 +1,198 @@
+"""Which checkpoints a run goes on from: whole ones, written by such a run as it is."""
+
+import json
+import shutil
+
+import pytest
+
+import hf_gradkit
+from helpers import make_trainer, parameter_gap, text_dataset, train
+from hf_gradkit.reporting import read_example_log
+from hf_gradkit.reporting.example_log import ExampleLog
+from hf_gradkit.trainers.checkpointing import CheckpointMixin
+from hf_gradkit.trainers.checkpoints import (
+    FILES,
+    STATE,
+    CheckpointError,
+    check_same_world,
+    find_last_checkpoint,
+    read_facts,
+)
+
+SFT = (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig)
+OPTIONS = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-3,
+    "weighting": "linupper",
+    "example_log": True,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    """A run of six steps with checkpoints at 2, 4 and 6."""
+    return train(*SFT, tokenizer, tmp_path_factory.mktemp("whole") / "run", text_dataset(26), **OPTIONS)
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of its folder."""
+    return shutil.copytree(whole.args.output_dir, tmp_path / "run")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+HARM = {
+    "the optimizer's state is cut short": (lambda folder: cut(folder / "optimizer.pt"), "its file optimizer.pt has"),
+    "our state is gone": (
+        lambda folder: (folder / "example_weighting.pt").unlink(),
+        "its file example_weighting.pt is missing",
+    ),
+    "the model is gone": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "the last file was never written": (lambda folder: (folder / STATE).unlink(), f"there is no {STATE}"),
+    "the last file is cut short": (lambda folder: cut(folder / STATE), f"its {STATE} is cut short"),
+    "nothing but the folder": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        "writing it did not come to its end",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(harm, whole, copied, tokenizer, caplog):
+    """The run goes on from the one before, says so, and ends where it would have."""
+    harmed, words = HARM[harm]
+    harmed(copied / "checkpoint-6")
+    again = train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **OPTIONS)
+    assert f"{copied / 'checkpoint-6'} is not whole: " in caplog.text
+    assert words in caplog.text
+    assert f"The run goes on from {copied / 'checkpoint-4'}" in caplog.text
+    assert "written anew" in caplog.text
+    assert parameter_gap(whole, again) == 0
+    logs = [read_example_log(str(folder)).to_pylist() for folder in (whole.args.output_dir, copied)]
+    assert logs[0] == logs[1]
+    assert find_last_checkpoint(copied) == str(copied / "checkpoint-6")
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_checkpoint_that_is_named_must_be_whole(harm, copied, tokenizer):
+    harmed, words = HARM[harm]
+    harmed(copied / "checkpoint-6")
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6 is not whole: .*The latest whole one is .*checkpoint-4"
+    ) as error:
+        train(*SFT, tokenizer, copied, text_dataset(26), resume=str(copied / "checkpoint-6"), **OPTIONS)
+    assert words in str(error.value)
+
+
+def test_no_checkpoint_is_whole(copied, tokenizer):
+    for folder in copied.glob("checkpoint-*"):
+        cut(folder / "optimizer.pt")
+    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+        train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **OPTIONS)
+    with pytest.raises(ValueError, match=r"is not whole: .*No other one is there"):
+        train(*SFT, tokenizer, copied, text_dataset(26), resume=str(copied / "checkpoint-2"), **OPTIONS)
+
+
+def test_a_checkpoint_of_another_trainer_is_taken(whole, copied, tokenizer):
+    """One without a list of its files, which transformers alone writes."""
+    (copied / "checkpoint-4" / FILES).unlink()
+    shutil.rmtree(copied / "checkpoint-6")
+    again = train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **OPTIONS)
+    assert parameter_gap(whole, again) == 0
+
+
+def test_what_a_run_leaves_of_an_earlier_one(copied, tokenizer):
+    """A checkpoint is written into an empty folder: a file of an earlier run must not pass for its own."""
+    (copied / "checkpoint-2" / "stale.pt").write_text("of an earlier run")
+    train(*SFT, tokenizer, copied, text_dataset(26), **{**OPTIONS, "max_steps": 2})
+    assert not (copied / "checkpoint-2" / "stale.pt").exists()
+    facts = read_facts(copied / "checkpoint-2")
+    assert facts["files"].keys() >= {"model.safetensors", "optimizer.pt", "rng_state.pth", "example_weighting.pt"}
+    assert (facts["processes"], facts["rows"], facts["examples_per_step"]) == (1, 26, 2)
+
+
+def test_only_so_many_checkpoints_are_kept(tokenizer, tmp_path):
+    trainer = train(*SFT, tokenizer, tmp_path, text_dataset(26), **OPTIONS, save_total_limit=1)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert find_last_checkpoint(trainer.args.output_dir) == str(tmp_path / "checkpoint-6")
+
+
+# ---- another run than the one that wrote it ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "part"),
+    [
+        (20, {}, "The training data has 20 rows, and had 26 when .*checkpoint-6 was written"),
+        (26, {"gradient_accumulation_steps": 2}, "An optimizer step has 4 examples, and had 2 when"),
+    ],
+)
+def test_data_or_batch_of_another_size(rows, changes, part, copied, tokenizer):
+    with pytest.raises(ValueError, match=part):
+        train(*SFT, tokenizer, copied, text_dataset(rows), resume=True, **{**OPTIONS, **changes})
+
+
+def test_the_same_step_may_be_split_otherwise(whole, copied, tokenizer):
+    shutil.rmtree(copied / "checkpoint-6")
+    options = {**OPTIONS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **options)
+    logs = [read_example_log(str(folder)) for folder in (whole.args.output_dir, copied)]
+    assert sorted(logs[0]["example_id"].to_pylist()) == sorted(logs[1]["example_id"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("facts", "part"),
+    [
+        ({"distributed_type": "FSDP", "processes": 2}, "2 processes under FSDP2, and 1 process cannot read"),
+        ({"distributed_type": "DEEPSPEED", "zero_stage": 3, "processes": 4}, "4 processes under DeepSpeed ZeRO-3"),
+    ],
+)
+def test_sharded_states_are_for_their_backend(facts, part, copied, tokenizer):
+    file = copied / "checkpoint-6" / FILES
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    trainer = make_trainer(*SFT, tokenizer, copied, text_dataset(26), **OPTIONS)
+    with pytest.raises(ValueError, match=part) as error:
+        trainer.train(resume_from_checkpoint=True)
+    assert f"model_name_or_path={copied / 'checkpoint-6'}" in str(error.value)
+
+
+def test_two_ddp_processes_and_one_read_each_others(copied, tokenizer):
+    file = copied / "checkpoint-6" / FILES
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"distributed_type": "MULTI_CPU", "processes": 2}))
+    check_same_world(str(file.parent), make_trainer(*SFT, tokenizer, copied, text_dataset(26), **OPTIONS))
+
+
+def test_parts_of_processes_that_are_gone_belong_to_the_first(tmp_path):
+    """A run on one process goes on from a checkpoint of two: what the second one logged after it goes."""
+    for rank in (0, 1):
+        log = ExampleLog(tmp_path, rank, ranks=2)
+        for step in range(3):  # parts 0, 1, 2
+            log.add({"example_id": [10 * step + rank], "epoch": [0], "step": [step], "loss": [1.0]})
+            log.flush()
+    alone = ExampleLog(tmp_path, 0, ranks=1)
+    alone.start(2)
+    assert sorted(read_example_log(str(tmp_path))["example_id"].to_pylist()) == [0, 1, 10, 11]
+    ExampleLog(tmp_path, 0, ranks=1).start(None)
+    assert not list((tmp_path / "example_log").glob("*.parquet"))
+
+
+def test_a_failure_to_write_names_what_is_left(tokenizer, tmp_path, monkeypatch, capsys):
+    def fail(self, output_dir):
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        CheckpointMixin._save_rng_state(self, output_dir)
+
+    monkeypatch.setattr(hf_gradkit.SFTTrainer, "_save_rng_state", fail)
+    trainer = make_trainer(*SFT, tokenizer, tmp_path, text_dataset(26), **OPTIONS)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 could not be written: OSError: .*No space left"):
+        trainer.train()
+    said = capsys.readouterr().err
+    assert "The run ended with CheckpointError after step 4" in said
+    assert f"The last whole checkpoint is {tmp_path / 'checkpoint-2'}" in said

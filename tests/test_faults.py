@@ -1,0 +1,122 @@
+"""Real faults in real processes: what is left is found, and the run that goes on equals the one that never stopped."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import make_rows
+from hf_gradkit.data.tiny import tiny_llama
+from hf_gradkit.reporting import read_example_log
+from hf_gradkit.trainers.mixin import STATE_FILE
+from launch import launch
+
+pytestmark = pytest.mark.multiprocess
+
+WORKER = Path(__file__).parent / "workers" / "fault_job.py"
+OPTIONS = {
+    "model_name_or_path": "policy",
+    "dataset_name": "rows.jsonl",
+    "max_steps": 10,  # 26 rows are four steps an epoch
+    "save_steps": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "weighting": "linupper",
+    "weighting_kwargs": '{"warmup_ratio": 0.0, "temperature": 0.4, "window": 16}',
+    "group_column": "source",
+    "example_id_column": "uid",
+    "example_log": True,
+    "model_init_kwargs": '{"attention_dropout": 0.2}',
+    "dtype": "float32",
+    "activation_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    torch.manual_seed(0)
+    tiny_llama(tokenizer, hidden_size=32).save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    rows = [{name: row[name] for name in ("text", "source", "uid")} for row in make_rows(26)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def start(workplace: Path, out: str, backend: str = "multi_gpu", fault: dict | None = None, **changes):
+    options = {**OPTIONS, "output_dir": out, **changes}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    environment = {"GRADKIT_TEST_FAULT": json.dumps(fault or {})}
+    # As where files are on a full disk: no bytecode, which would be cut short as well.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    return launch(WORKER, arguments, f"cpu/{backend}", 120, workplace, environment)
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """The same model, states, logs, and one row an example and epoch."""
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    states = [torch.load(folder / "checkpoint-10" / STATE_FILE, weights_only=True) for folder in (run, whole)]
+    assert str(states[0] | {"log_part": 0}) == str(states[1] | {"log_part": 0})  # more checkpoints, more parts
+    histories = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (run, whole)]
+    for entry, expected in zip(*([e for e in history if "loss" in e] for history in histories), strict=True):
+        expected.pop("num_tokens")  # TRL counts them from the start of the process
+        assert {key: entry[key] for key in expected} == expected
+    rows = [read_example_log(str(folder)).to_pylist() for folder in (run, whole)]
+    rows = [sorted(of_run, key=lambda row: (row["step"], row["example_id"])) for of_run in rows]
+    assert rows[0] == rows[1]
+    keys = [(row["example_id"], row["epoch"]) for row in rows[0]]
+    assert len(keys) == len(set(keys)) == 26 * 2 + 16
+
+
+def test_one_fault_after_the_other(workplace):
+    whole = start(workplace, "whole")
+    whole.assert_backend("multi_gpu")
+    run = workplace / "run"
+
+    ended = start(workplace, "run", fault={"kind": "kill", "rank": 1, "step": 3})
+    assert ended.returncode != 0
+    assert "The run ended with" in ended.output
+    assert "last whole checkpoint is run/checkpoint-2" in ended.output
+
+    ended = start(workplace, "run", fault={"kind": "kill in save", "rank": 0, "step": 4}, resume_from_checkpoint=True)
+    assert "run/checkpoint-2" in ended.output
+    assert ended.returncode != 0
+    assert (run / "checkpoint-4" / "model.safetensors").exists()
+
+    ended = start(workplace, "run", fault={"kind": "disk full", "step": 6}, resume_from_checkpoint=True)
+    assert "run/checkpoint-4 is not whole: writing it did not come to its end" in ended.output
+    assert "The run goes on from run/checkpoint-2" in ended.output
+    assert "run/checkpoint-4 was there already and is written anew" in ended.output
+    assert ended.returncode != 0
+    assert "The checkpoint run/checkpoint-6 could not be written" in ended.output
+    assert "The last whole checkpoint is run/checkpoint-4" in ended.output
+
+    ended = start(
+        workplace, "run", fault={"kind": "signal", "number": signal.SIGTERM, "step": 7}, resume_from_checkpoint=True
+    )
+    assert "The run goes on from run/checkpoint-4" in ended.output
+    assert ended.returncode != 0
+    (stopped,) = (line for line in ended.output.splitlines() if "SIGTERM: the run stopped after step" in line)
+    saved = int(stopped.partition("checkpoint-")[2].partition(".")[0])
+    assert saved in (7, 8)  # the launcher may pass the signal on one step late
+    assert sorted(path.name for path in run.glob("checkpoint-*")).count(f"checkpoint-{saved}") == 1
+
+    ended = start(
+        workplace, "run", fault={"kind": "signal", "number": signal.SIGINT, "step": 9}, resume_from_checkpoint=True
+    )
+    assert f"run/checkpoint-{saved}" in ended.output
+    assert ended.returncode != 0
+
+    last = start(workplace, "run", resume_from_checkpoint=True)
+    last.assert_backend("multi_gpu")
+    assert_same_run(run, workplace / "whole")
