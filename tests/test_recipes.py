@@ -17,9 +17,11 @@ from hf_gradkit.cli.arguments import parse_job
 from hf_gradkit.cli.job import ScriptArguments
 from hf_gradkit.cli.reward import FoldArguments
 from hf_gradkit.cli.score import ScoreArguments
+from hf_gradkit.cli.select import SelectArguments
 from hf_gradkit.data.resources import resources
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.demo import material
+from hf_gradkit.selection import build_selector
 from launch import CONFIGS, run
 
 RECIPES = resources("recipes")
@@ -28,6 +30,7 @@ TYPES = {
     "dpo": (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig),
     "reward": (ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, FoldArguments),
     "score": (ScriptArguments, ScoreArguments),
+    "select": (ScriptArguments, SelectArguments),
 }
 FINE_TUNING = [name for name in RECIPES if "linupper" in name]
 # Settings of the real-size recipes that are about this run or machine, and not about a method.
@@ -53,7 +56,10 @@ def test_a_recipe_is_what_the_parser_takes(name):
     script, args, *others = parse(name)
     model = others[0] if others else args
     assert script.dataset_name or others[1].datasets
-    assert model.model_name_or_path
+    if RECIPES[name].stem == "select":
+        assert build_selector(args.by, {"fraction": args.fraction, "count": args.count, **args.selector_kwargs})
+    else:
+        assert model.model_name_or_path
     assert args.output_dir.startswith("runs/")
     if name in FINE_TUNING:
         assert args.weighting == "linupper"
@@ -218,6 +224,11 @@ def test_the_synthetic_recipe_runs_from_its_first_command(tmp_path, monkeypatch)
     runs = tmp_path / "runs" / "tiny-madpo"
     check_madpo(runs / "scored" / "scored.parquet", runs / "dpo")
     assert (runs / "reward" / "folds.json").exists()
+    run_all("tiny/fifa", {"select": [], "dpo": [*SHORT, *logs]})
+    selected = tmp_path / "runs" / "tiny-fifa" / "selected"
+    assert len((selected / "selected.jsonl").read_text().splitlines()) == 24
+    assert (selected / "report.html").exists()
+    assert (tmp_path / "runs" / "tiny-fifa" / "dpo" / "model.safetensors").exists()
 
 
 def test_the_hh_harmless_recipe_runs_from_its_first_command(tmp_path, monkeypatch):
