@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import make_rows
+from hf_gradkit.cli import sft
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting import read_example_log
 from hf_gradkit.trainers.mixin import STATE_FILE
@@ -76,6 +77,35 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert rows[0] == rows[1]
     keys = [(row["example_id"], row["epoch"]) for row in rows[0]]
     assert len(keys) == len(set(keys)) == 26 * 2 + 16
+
+
+def test_data_that_ends_early(workplace, monkeypatch, capsys):
+    """The second file of a stream is cut short, which shows when the run comes to it; mended, the run goes on."""
+    monkeypatch.chdir(workplace)
+    lines = (workplace / "rows.jsonl").read_text().splitlines(keepends=True)
+    (workplace / "parts").mkdir()
+    (workplace / "parts" / "train-1.jsonl").write_text("".join(lines[:16]))
+    second = workplace / "parts" / "train-2.jsonl"
+    streamed = {"dataset_name": "parts", "dataset_streaming": True, "max_steps": 6}
+
+    def job(out: str, **changes):
+        options = {**OPTIONS, **streamed, "output_dir": out, **changes}
+        return sft.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+
+    second.write_text("".join(lines[16:])[:-20])
+    assert job("early", save_steps=1) == 2
+    said = capsys.readouterr().err
+    assert "JSON parse error" in said
+    step = int(said.partition("after step ")[2].partition(".")[0])
+    assert step >= 2
+    assert f"The last whole checkpoint is early/checkpoint-{step}" in said
+    second.write_text("".join(lines[16:]))
+    assert job("early", resume_from_checkpoint=True, save_steps=1) == 0
+    assert job("never early") == 0
+    ours, theirs = (load_file(workplace / out / "model.safetensors") for out in ("early", "never early"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    logs = [read_example_log(str(workplace / out)).to_pylist() for out in ("early", "never early")]
+    assert logs[0] == logs[1]
 
 
 def test_one_fault_after_the_other(workplace):

@@ -117,3 +117,15 @@ def test_mixtures_that_cannot_be(folder):
     with pytest.raises(ValueError, match="streamed mixture cannot be split"):
         load_mixture(DatasetMixtureConfig(datasets=entries, streaming=True, test_split_size=0.5))
     assert set(load_mixture(DatasetMixtureConfig(datasets=entries, test_split_size=0.5))) == {"train", "test"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_file_that_ends_early(folder, kind, streaming):
+    """A short stream of JSON lines is read as it is needed: the end is missed then."""
+    path = folder / f"rows.{kind}"
+    path.write_bytes(path.read_bytes()[:-9])
+    streams = streaming and kind == "jsonl"
+    message = "JSON parse error" if streams else rf"rows.{kind}' cannot be read to its end: .*Was a file cut short"
+    with pytest.raises(ValueError, match=message):
+        list(load_split(str(path), "train", streaming=streaming))

@@ -4,7 +4,7 @@ import os
 import sys
 
 # What a user can put right. Anything else is a fault of the program and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, EOFError)
 
 EXIT_CODE = 2
 INTERRUPTED = 130  # by Ctrl-C, as shells count

@@ -189,8 +189,8 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
     last = on_main(lambda: find_last_checkpoint(output_dir))
     if last is None:
         raise ValueError(
-            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. Correct "
-            "`output_dir`, or leave `resume_from_checkpoint` out to start anew."
+            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. "
+            "Correct `output_dir`, or leave `resume_from_checkpoint` out to start anew."
         )
     return last
 

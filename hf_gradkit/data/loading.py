@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, get_dataset
 
 from .._text import did_you_mean, listing
@@ -27,8 +29,8 @@ def load_split(
         file_split: the split that a single file, which has no splits, stands for.
 
     Raises:
-        ValueError: if the file does not exist or is of an unknown kind, or the data has no such split (naming those
-            there are).
+        ValueError: if the file does not exist, is of an unknown kind or cut short, or the data has no such split
+            (naming those there are).
     """
     path = Path(name).expanduser()
     if path.is_dir() and _is_saved(path):
@@ -45,9 +47,16 @@ def load_split(
         raise ValueError(f"The data file {name!r} does not exist (looked in {Path.cwd()}). Correct the path.")
     else:
         arguments = {"path": name, "name": config}
-    splits = load_dataset(**arguments, streaming=streaming)
-    base = _check_split(splits, split, name, sliceable=not streaming)
-    return splits[base] if base == split else load_dataset(**arguments, split=split)
+    try:
+        splits = load_dataset(**arguments, streaming=streaming)
+        base = _check_split(splits, split, name, sliceable=not streaming)
+        return splits[base] if base == split else load_dataset(**arguments, split=split)
+    except (pa.ArrowInvalid, DatasetGenerationError, EOFError) as error:
+        reason = str(error.__cause__ or error).rstrip(".")
+        raise ValueError(
+            f"The data {name!r} cannot be read to its end: {reason}. Was a file cut short, by a download or a copy "
+            "that was broken off? Fetch it again; nothing was trained."
+        ) from error
 
 
 def builder_of(path: Path) -> str:
