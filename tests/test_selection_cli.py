@@ -3,8 +3,10 @@
 import gzip
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from datasets import Dataset, load_dataset
 
 from hf_gradkit.cli import main, select
 from hf_gradkit.reporting.selection import render
-from hf_gradkit.selection import FiFA, Length, Random
+from hf_gradkit.selection import Assessment, FiFA, Length, Random, Selector
 from hub_uploads import hub_that_takes
 from launch import run
 from pairs import make_pairs, write_pairs
@@ -151,6 +153,31 @@ def test_other_selectors(by, selector, config, rows, tmp_path):
     if by == "length":
         lengths = sorted((len(row["win"]) for row in rows), reverse=True)
         assert sorted((len(line["win"]) for line in lines), reverse=True) == lengths[:10]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewestWords(Selector):
+    """A selector that lives outside the package.
+
+    Args:
+        least: rows with fewer words are ruled out.
+    """
+
+    least: int = 0
+
+    def assess(self, dataset, work):
+        words = np.array([float(len(prompt.split())) for prompt in dataset["prompt"]])
+        return Assessment({"words": words, "score": -words}, {"too short": words < self.least})
+
+
+def test_a_selector_of_the_users_own(config, rows, capsys):
+    assert select.main(config(by="test_selection_cli:FewestWords", selector_kwargs={"least": 5})) == 0
+    assert "10 of 40 rows kept by FewestWords" in capsys.readouterr().out
+    words = [len(row["prompt"].split()) for row in rows]
+    kept = [len(json.loads(line)["prompt"].split()) for line in Path("out/selected.jsonl").read_text().splitlines()]
+    assert sorted(kept) == sorted(number for number in words if number >= 5)[:10]
+    assert select.main(config(by="test_selection_cli:FewestWords", selector_kwargs={"most": 5}, output_dir="b")) == 2
+    assert "has no option 'most'" in capsys.readouterr().err
 
 
 def test_the_page(config, rows, tmp_path):

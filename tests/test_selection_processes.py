@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
+from hf_gradkit.selection import FiFA
 from launch import CONFIGS, _kill, free_port, launch
 from pairs import make_pairs, save_reward_model, write_pairs
 
@@ -98,3 +100,20 @@ def test_two_processes_with_models(tokenizer, tmp_path, case):
     command = [sys.executable, "-m", "hf_gradkit.cli.select", *arguments, "--output_dir", "one"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "one" / "selected.jsonl").read_text() == (tmp_path / "two" / "selected.jsonl").read_text()
+
+
+@pytest.mark.multiprocess
+def test_the_trainer_filters_once_for_both_processes(policy, tmp_path):
+    """Both train on the same pairs: as many steps as the selection has, and one process's selection."""
+    rows = [row | {"reward_margin": (7 * i % 11) / 2} for i, row in enumerate(make_pairs(32, "prompt"))]
+    dataset = Dataset.from_json(str(write_pairs(tmp_path / "pairs.jsonl", rows)), cache_dir=str(tmp_path / "cache"))
+    options = {"fraction": 0.5, "k": 3, "method": "greedy", "cache_folder": str(tmp_path / "scores")}
+    arguments = ["--model_name_or_path", policy, "--dataset_name", "pairs.jsonl", "--output_dir", "out"]
+    arguments += ["--data_filter", "fifa", "--data_filter_kwargs", json.dumps(options), "--num_train_epochs", "1"]
+    arguments += ["--per_device_train_batch_size", "4", "--bf16", "false", "--report_to", "none"]
+    launched = launch("hf_gradkit.cli.dpo", arguments, cwd=tmp_path)
+    assert launched.returncode == 0, launched.output[-4000:]
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2  # 16 pairs, 2 x 4
+    scores = Dataset.from_parquet(str(tmp_path / "out/data_filter/scores.parquet"), cache_dir=str(tmp_path / "cache"))
+    alone = FiFA(**{**options, "cache_folder": tmp_path / "alone"}).select(dataset)
+    assert scores["kept"] == alone.scores["kept"]

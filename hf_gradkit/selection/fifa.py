@@ -91,7 +91,7 @@ class FiFA(Selector):
         check_choice("method", self.method, ("modular", "greedy"))
         check_choice("margin_direction", self.margin_direction, ("large", "small"))
         check_search(self.neighbours)
-        check_k(self.k, self.k + 1 if isinstance(self.k, int) else 0)
+        check_k(self.k)
         for name in ("margin_weight", "quality_weight", "diversity_weight"):
             weight = getattr(self, name)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):

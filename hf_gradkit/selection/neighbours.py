@@ -32,11 +32,11 @@ def neighbour_distances(points: np.ndarray | Tensor, k: int) -> np.ndarray:
     return np.concatenate([distances[:, -1] for distances, _ in parts])
 
 
-def check_k(k: int, number: int, what: str = "unique prompts") -> None:
-    """Raise `ValueError` unless there are more than k points, so that each has k others."""
+def check_k(k: int, number: int | None = None, what: str = "unique prompts") -> None:
+    """Raise `ValueError` unless k is a number of neighbours and, where it is known, that of points is above it."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"`k` must be an integer of at least 1, but it is {k!r}.")
-    if k >= number:
+    if number is not None and k >= number:
         raise ValueError(
             f"`k` is {k}, but there are only {number} {what}, so that not every one has a k-th neighbour. Set k below "
             f"{number}, or leave the embedder out."
