@@ -157,10 +157,11 @@ class Examples:
         documents = sides.documents or [str(i) for i in range(len(rows))]
         numbered = np.unique(np.array(documents), return_inverse=True)[1]
         examples = cls(rows, members, numbered.astype(np.int64), tokenizer, sides.unsound)
-        examples._check()
+        examples.check()
         return examples
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `ValueError` for examples without a token to predict, and members among the non-members."""
         empty = [row.row for row in self.rows if row.label_tokens == 0]
         if empty:
             raise ValueError(

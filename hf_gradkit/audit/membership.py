@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from ..scoring.processes import on_main
 from ..scoring.sft_data import SFTFormat
-from .attacks import TokenRecord, build_attacks
+from .attacks import FeatureRecord, GradientNorm, GradientRecord, StepRatio, TokenRecord, build_attacks
 from .evaluation import ALPHAS, BlindRecord, Trial, gate, require_sklearn
 from .examples import Examples, zlib_bytes
+from .gradient_records import score_gradients
 from .models import REFERENCE, AuditedModel
 from .setup import load_examples
 from .token_records import default_cache, outputs_for, score_tokens, token_records
@@ -86,7 +87,7 @@ def audit_membership(
         hold_out: the record of the hold-out, or the folder that has it; by default the model's own folder.
         tokenizer: by default the one that was saved with the model; a model in memory needs it.
         layout: how tokens and labels were made in training; TRL's defaults when None.
-        attacks: names; all that can run when None.
+        attacks: names; when None all that can run without a backward pass.
         attack_kwargs: options of attacks, by name.
         document_column: rows with the same value are one document, drawn together in resamples.
         max_examples: rows to take at most of each side, drawn at random.
@@ -110,9 +111,13 @@ def audit_membership(
     examples = load_examples(
         models, dataset, non_members, hold_out, tokenizer, layout, document_column, max_examples, seed
     )
-    found = score_tokens(models, examples.rows, outputs_for(chosen), cache_folder or default_cache(), batch_size)
+    cache = cache_folder or default_cache()
+    found = score_tokens(models, examples.rows, outputs_for(chosen), cache, batch_size)
+    gradients = None
+    if any(attack.record_type is not TokenRecord for attack in chosen.values()):
+        gradients = score_gradients(models, examples.rows, cache, batch_size, _step(chosen))
     trial = Trial(examples.members, examples.documents, tuple(false_positive_rates), bootstrap_rounds, seed)
-    return on_main(lambda: _evaluate(models, examples, chosen, found, trial))
+    return on_main(lambda: _evaluate(models, examples, chosen, found, gradients, trial))
 
 
 def _check_numbers(alphas: Any, rounds: Any) -> None:
@@ -123,11 +128,29 @@ def _check_numbers(alphas: Any, rounds: Any) -> None:
         raise ValueError(f"`bootstrap_rounds` must be a whole number of at least 2, but it is {rounds!r}.")
 
 
+def _step(attacks: dict[str, Any]) -> float | None:
+    """Return the size of the single step, or None where norms of order 2 are enough."""
+    steps = {attack.eta for attack in attacks.values() if isinstance(attack, StepRatio)}
+    single = any(isinstance(attack, GradientNorm) and attack.p != "2" for attack in attacks.values())
+    return next(iter(steps), StepRatio.eta) if steps or single else None
+
+
 def _evaluate(
-    models: AuditedModel, examples: Examples, attacks: dict[str, Any], found: dict[str, Any], trial: Trial
+    models: AuditedModel,
+    examples: Examples,
+    attacks: dict[str, Any],
+    found: dict[str, Any],
+    gradients: tuple[list[GradientRecord], np.ndarray] | None,
+    trial: Trial,
 ) -> MembershipAudit:
     records = token_records(found, examples.learnt_zlib_bytes)
-    scores = {name: np.asarray(attack(records), dtype=np.float64) for name, attack in attacks.items()}
+    given: dict[type, Any] = {TokenRecord: records}
+    if gradients is not None:
+        given[GradientRecord] = gradients[0]
+        given[FeatureRecord] = FeatureRecord(gradients[1], examples.members, examples.documents, trial.seed)
+    scores = {
+        name: np.asarray(attack(given[attack.record_type]), dtype=np.float64) for name, attack in attacks.items()
+    }
     _check_scores(scores, len(records))
     base_losses = np.array([record.reference.loss for record in records]) if REFERENCE in found else None
     texts = examples.texts

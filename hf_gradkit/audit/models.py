@@ -112,15 +112,15 @@ class AuditedModel:
         except (OSError, ValueError):  # saved without a tokenizer
             return None
 
-    def open(self, wanted: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def open(self, wanted: tuple[str, ...], trainable: bool = False) -> Iterator[tuple[str, Any]]:
         """Yield the passes that are wanted, each with its model, ready to score in evaluation mode.
 
         An adapter's base is yielded with the same weights in memory; any other reference is loaded when the target is
-        gone.
+        gone. With `trainable`, an adapter that is loaded requires gradients.
         """
         shared = self.reference is None and self.adapter
         if TARGET in wanted or (REFERENCE in wanted and shared):
-            with self._opened(self.model) as model:
+            with self._opened(self.model, trainable) as model:
                 if TARGET in wanted:
                     yield TARGET, model
                 if REFERENCE in wanted and shared:
@@ -131,7 +131,7 @@ class AuditedModel:
                 yield REFERENCE, model
 
     @contextmanager
-    def _opened(self, given: Any) -> Iterator[Any]:
+    def _opened(self, given: Any, trainable: bool = False) -> Iterator[Any]:
         if not _is_saved(given):
             training, device = given.training, given.device
             try:
@@ -142,7 +142,7 @@ class AuditedModel:
         options = dict(self.options or {})
         if given is not self.model:
             options.pop("revision", None)
-        model = load_language_model(str(given), self.dtype, **options)
+        model = load_language_model(str(given), self.dtype, trainable, **options)
         if "device_map" not in options:
             model.to(self.device or world().device)
         yield model

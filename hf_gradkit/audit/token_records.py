@@ -23,7 +23,7 @@ COLUMNS = {"mean": "entropy", "std": "log_prob_variance", "top1": "is_top1"}
 
 def outputs_for(attacks: dict[str, Any]) -> tuple[str, ...]:
     """Return the figures of the target that attacks need."""
-    needed = {name for attack in attacks.values() for name in attack.needs}
+    needed = {name for attack in attacks.values() if attack.record_type is TokenRecord for name in attack.needs}
     return (LOG_PROBS, *(column for name, column in COLUMNS.items() if name in needed))
 
 

@@ -95,7 +95,7 @@ class MembershipArguments:
     """Options of `gradkit audit membership`.
 
     Args:
-        attacks (`list[str]`, *optional*): names of attacks; all that can run by default.
+        attacks (`list[str]`, *optional*): names of attacks; by default all that can run without a backward pass.
         attack_kwargs (`dict`, *optional*): their options, by name.
         document_column (`str`, *optional*): rows with the same value are one document.
         false_positive_rates (`list[float]`, *optional*): at which true positive rates are reported.
@@ -103,7 +103,8 @@ class MembershipArguments:
     """
 
     attacks: list[str] | None = field(
-        default=None, metadata={"help": "Attacks, such as loss flora min_k; all that can run by default."}
+        default=None,
+        metadata={"help": "Attacks, such as loss flora min_k; by default all that can run without a backward pass."},
     )
     attack_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Options of attacks by name, as a mapping or JSON: \'{"min_k": {"k": 10}}\'.'}

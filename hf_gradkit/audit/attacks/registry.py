@@ -3,10 +3,13 @@
 from typing import Any
 
 from ..._methods import Kind, build, find_class
+from .base import TokenRecord
 from .error_zone import ErrorZone
+from .gradient import GradientNorm, StepRatio
 from .loss import Loss
 from .min_k import MinK, MinKPlusPlus
 from .reference import FLoRA, LogReference
+from .supervised import Supervised
 from .window import Window
 from .zlib_loss import ZlibLoss
 
@@ -19,6 +22,9 @@ ATTACKS: dict[str, type] = {
     "log_reference": LogReference,
     "error_zone": ErrorZone,
     "window": Window,
+    "gradient_norm": GradientNorm,
+    "step_ratio": StepRatio,
+    "supervised": Supervised,
 }
 
 ATTACK = Kind(
@@ -48,7 +54,7 @@ def build_attacks(names: list[str] | None, options: dict[str, dict[str, Any]], r
     """Return attacks by their names.
 
     Args:
-        names: of the attacks; all that can run when None.
+        names: of the attacks; when None all that can run without a backward pass.
         options: of some of them, by name.
         reference: whether there is a reference; without one, attacks that need it are left out when `names` is None.
 
@@ -56,7 +62,8 @@ def build_attacks(names: list[str] | None, options: dict[str, dict[str, Any]], r
         ValueError: for an unknown name or option, options of an attack that is not asked for, or an attack that was
             asked for and needs a reference that is missing.
     """
-    known = [name for name, attack in ATTACKS.items() if reference or not attack.needs_reference]
+    cheap = {name: attack for name, attack in ATTACKS.items() if attack.record_type is TokenRecord}
+    known = [name for name, attack in cheap.items() if reference or not attack.needs_reference]
     asked = known if names is None else list(dict.fromkeys(names))
     if not asked:
         raise ValueError("`attacks` is empty. Name at least one attack, or leave it out for all.")
