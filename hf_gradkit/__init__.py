@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .callbacks.entanglement import EntanglementCallback
     from .callbacks.gradient_statistics import GradientStatisticsCallback
+    from .callbacks.worker_consistency import WorkerConsistencyCallback
     from .trainers.config import DPOConfig, RewardConfig, SFTConfig, TrainingArguments
     from .trainers.dpo_trainer import DPOTrainer
     from .trainers.reward_trainer import RewardTrainer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EntanglementCallback": ".callbacks.entanglement",
     "GradientStatisticsCallback": ".callbacks.gradient_statistics",
+    "WorkerConsistencyCallback": ".callbacks.worker_consistency",
     "DPOConfig": ".trainers.config",
     "RewardConfig": ".trainers.config",
     "SFTConfig": ".trainers.config",
@@ -41,6 +43,7 @@ __all__ = [
     "SFTTrainer",
     "Trainer",
     "TrainingArguments",
+    "WorkerConsistencyCallback",
 ]
 
 

@@ -2,5 +2,6 @@
 
 from .entanglement import EntanglementCallback
 from .gradient_statistics import GradientStatisticsCallback
+from .worker_consistency import WorkerConsistencyCallback
 
-__all__ = ["EntanglementCallback", "GradientStatisticsCallback"]
+__all__ = ["EntanglementCallback", "GradientStatisticsCallback", "WorkerConsistencyCallback"]

@@ -91,7 +91,7 @@ class GradientStatisticsCallback(GradientMonitor):
     def _check(self, args: Any, model: Any) -> None:
         self._forget()
         if self._pairs is None:
-            self._pairs = _has_pairs(self._trainer)
+            self._pairs = has_pairs(self._trainer)
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -202,7 +202,7 @@ class GradientStatisticsCallback(GradientMonitor):
             figure.savefig(folder / "gradient_statistics.png", dpi=130)
 
 
-def _has_pairs(trainer: Any) -> bool:
+def has_pairs(trainer: Any) -> bool:
     """Whether a trainer's batches are [chosen; rejected]."""
     import trl
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .audit import audit_figure
+from .consistency import consistency_figure
 from .entanglement import entanglement_figure
 from .figures import (
     beta_figure,
@@ -79,8 +80,14 @@ FURTHER_SECTIONS: list[Section] = [
     (
         "Gradients of examples",
         "How long the examples' gradients are, and how they differ. Where the noise scale lies far above the batch, "
-        "larger batches still pay; far below it, they do not. Sources with a cosine below zero undo each other's work.",
+        "larger batches still pay; far below it, they do not. Sources with a cosine below zero undo each other.",
         gradient_figure,
+    ),
+    (
+        "Consistency of workers",
+        "Whether data-parallel workers train on the same thing, which averaging hides. Judge each line by the dashed "
+        "one: what a healthy run of this batch and noise has. Crosses: rows that two workers have both seen.",
+        consistency_figure,
     ),
     (
         "Privacy audit",

@@ -42,7 +42,7 @@ class DPOConfig(PreferenceArguments, DataFilterArguments, MonitorArguments, trl.
 
     {ExampleArguments.__doc__}"""
 
-    MONITORS: ClassVar[tuple[str, ...]] = ("entanglement", "gradient_statistics")
+    MONITORS: ClassVar[tuple[str, ...]] = ("entanglement", *MonitorArguments.MONITORS)
 
 
 @dataclass

@@ -12,17 +12,20 @@ class MonitorArguments:
 
     Args:
         monitors (`list[str]`, *optional*): what to watch while training: `"gradient_statistics"`
-            ([`~hf_gradkit.GradientStatisticsCallback`]), and in preference training `"entanglement"`
+            ([`~hf_gradkit.GradientStatisticsCallback`]), `"worker_consistency"`
+            ([`~hf_gradkit.WorkerConsistencyCallback`]), and in preference training `"entanglement"`
             ([`~hf_gradkit.EntanglementCallback`]).
         monitor_steps (`int`, defaults to 10): watch every so many optimizer steps.
     """
 
     # The names that make sense for the trainer.
-    MONITORS: ClassVar[tuple[str, ...]] = ("gradient_statistics",)
+    MONITORS: ClassVar[tuple[str, ...]] = ("gradient_statistics", "worker_consistency")
 
     monitors: list[str] | None = field(
         default=None,
-        metadata={"help": "What to watch while training: 'gradient_statistics', 'entanglement' (DPO)."},
+        metadata={
+            "help": "What to watch while training: 'gradient_statistics', 'worker_consistency', 'entanglement' (DPO)."
+        },
     )
     monitor_steps: int = field(default=10, metadata={"help": "Watch every so many optimizer steps."})
 
@@ -44,6 +47,11 @@ def build_monitors(args: Any, trainer: Any) -> list[Any]:
         return []
     from ..callbacks.entanglement import EntanglementCallback
     from ..callbacks.gradient_statistics import GradientStatisticsCallback
+    from ..callbacks.worker_consistency import WorkerConsistencyCallback
 
-    classes = {"entanglement": EntanglementCallback, "gradient_statistics": GradientStatisticsCallback}
+    classes = {
+        "entanglement": EntanglementCallback,
+        "gradient_statistics": GradientStatisticsCallback,
+        "worker_consistency": WorkerConsistencyCallback,
+    }
     return [classes[name](monitor_steps=args.monitor_steps, trainer=trainer) for name in names]

@@ -1,0 +1,287 @@
+"""WorkerConsistencyCallback: whether data-parallel workers train on the same thing, before averaging hides it."""
+
+import logging
+from collections import deque
+from typing import Any
+
+import torch
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
+
+from .._backends import SHARDED, backend, check_backend
+from ..gradients.workers import ChangeWithin, NoiseWithin, dispersion, mean_cosine, pairwise_cosines
+from .figures_log import FiguresLog
+from .gradient_statistics import has_pairs
+from .shard_check import ShardCheck
+from .worker_gradients import HookedGradients, RecordedGradients
+from .worker_inputs import WorkerInputs
+
+logger = logging.getLogger(__name__)
+
+SAME = 0.99  # cosine of workers beyond which their gradients are the same
+FAR = 6.0  # standard errors of a worker's mean deviation beyond which its data differ
+FEW = 5  # monitored steps before gradients are judged
+
+
+class WorkerConsistencyCallback(TrainerCallback):
+    """Watches for silent disagreement between data-parallel workers (arXiv 2602.14462), on any trainer.
+
+        trainer.add_callback(WorkerConsistencyCallback(trainer=trainer))
+
+    Averaging hides what single workers do: with the wrong shards the mean loss looks as smooth as ever. Figures, each
+    with the value that a healthy run has, so that the ratio is what to judge:
+
+    - `consistency/loss_dispersion`, `/loss_dispersion_expected`, `/loss_dispersion_ratio`: of the workers' losses;
+    - `consistency/grad_norm_dispersion`, `/grad_norm_dispersion_expected`, `/grad_norm_dispersion_ratio`;
+    - `consistency/direction`, `/direction_expected`, `/direction_ratio`: mean cosine of the workers' gradients; the
+      expected one is b / (b + noise scale) for b examples a worker;
+    - `consistency/repeated`: rows of the epoch that two workers have both seen, more often than the data explain;
+    - `consistency/missing`, at the end of an epoch: rows of the data that nobody saw.
+
+    What is expected comes from what varies within workers: their micro-batches or single examples for the direction,
+    the change of each worker's own deviation from step to step for the dispersions. While it is unknown it is left
+    out. Ratios are of means over the last `window` monitored steps.
+
+    Gradients are read in DDP's communication hook, which leaves the reduction as it is: norms exactly, the mean cosine
+    exactly from norms, cosines of single pairs of workers from a sketch (in the file). Where a hook is registered
+    already, without `trainer`, and under FSDP2 and DeepSpeed they are random projections of the recorder's, and the
+    figures estimates. One warning says what seems wrong, and its likely cause.
+
+    Args:
+        monitor_steps: watch every so many optimizer steps; the examples of all steps are compared.
+        trainer: the trainer: for its losses, DDP's hook, trackers.
+        window: monitored steps that ratios are averaged over.
+        probes: size of the sketch, or number of projections.
+        pairs: whether batches are [chosen; rejected]; None asks the trainer.
+
+    Raises:
+        ValueError: for options out of their domain, or gradients that are scaled (fp16).
+    """
+
+    def __init__(
+        self,
+        monitor_steps: int = 1,
+        trainer: Any = None,
+        window: int = 50,
+        probes: int = 256,
+        pairs: bool | None = None,
+    ):
+        for name, value, least in (("monitor_steps", monitor_steps, 1), ("window", window, 2), ("probes", probes, 2)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be a whole number of at least {least}, but it is {value!r}.")
+        self.monitor_steps, self.window, self.probes = monitor_steps, window, probes
+        self._trainer, self._pairs = trainer, pairs
+        self.figures = FiguresLog("worker_consistency", trainer)
+        self._idle = True
+        self._source: Any = None
+        self._inputs: WorkerInputs | None = None
+        self._warned: set[str] = set()
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self._stop()
+        self._idle = args.world_size == 1
+        if self._idle:
+            logger.warning("One process trains alone, so WorkerConsistencyCallback has no workers to compare.")
+            return
+        check_backend(backend(), "The figures of WorkerConsistencyCallback", "leave it out", tested=SHARDED)
+        if args.fp16:
+            raise ValueError("`fp16` scales the loss, and with it the gradients' norms. Use bf16 with the monitor.")
+        if self._pairs is None:
+            self._pairs = has_pairs(self._trainer)
+        self._source = self._find_source(model)
+        self._inputs = WorkerInputs(model, self._trainer, self._pairs)
+        self._shards = ShardCheck(args.world_size)
+        self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
+        self._rows = _number_of_rows(train_dataloader)
+        self._losses, self._norms = ChangeWithin(self.window), ChangeWithin(self.window)
+        self._noise = NoiseWithin(self.window)
+        self._directions: deque[tuple[float, float | None]] = deque(maxlen=self.window)
+        self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
+
+    def _find_source(self, model: Any) -> HookedGradients | RecordedGradients:
+        wrapped = getattr(self._trainer, "model_wrapped", None)
+        if isinstance(wrapped, DistributedDataParallel):
+            if isinstance(self._source, HookedGradients) and self._source.of(wrapped):
+                return self._source  # another `train()` of the same model
+            try:
+                return HookedGradients(wrapped, self.probes, self._pairs)
+            except RuntimeError:  # DDP takes one hook, and somebody else's is there
+                logger.info("DDP has a communication hook already: workers' gradients are read by projections.")
+        return RecordedGradients(model, self.probes, self._pairs)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if not self._idle:
+            self._shards.begin_epoch()
+            self._given = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._idle:
+            return
+        self._inputs.begin()
+        self._watching = state.global_step % self.monitor_steps == 0
+        if self._watching:
+            self._source.begin(args)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._micro_batch(last=False)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._micro_batch(last=True)
+
+    def _micro_batch(self, last: bool) -> None:
+        if not self._idle and self._watching:
+            try:
+                self._source.micro_batch(self._inputs.examples_of_last, last)
+            except BaseException:
+                self._stop()
+                raise
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._idle:
+            return
+        self._compare_examples(state.global_step)
+        if self._watching:
+            self._watching = False
+            self._report(state.global_step)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self._idle or self._rows is None or control.should_training_stop:
+            return
+        finding = self._shards.finding()  # before the last rows, which are filled up
+        self._bring_together(self._given)
+        if finding is not None:
+            missing = max(0, self._rows - self._shards.distinct - finding.within)
+            self.figures.add(state.global_step, {"consistency/missing": float(missing)}, {})
+
+    def on_log(self, args, state, control, **kwargs):
+        if not self._idle:
+            self.figures.after_log(state.log_history)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._stop()
+
+    def _stop(self) -> None:
+        self._watching = False
+        if self._source is not None:
+            self._source.close()
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+
+    # ---- one step -----------------------------------------------------------------------------------------------
+
+    def _compare_examples(self, step: int) -> None:
+        """Compare what workers were given up to the step before: the newest rows may be repeated to fill it up."""
+        self._given.append(self._inputs.hashes())
+        if not self._watching:
+            return
+        self._bring_together(self._given[:-1])
+        self._given = self._given[-1:]
+        finding = self._shards.finding()
+        if finding is not None:
+            self.figures.add(step, {"consistency/repeated": float(finding.across)}, {})
+            self._warn(
+                "shards",
+                f"{finding.across} of {finding.seen} rows of this epoch were seen by two workers. {finding.cause}",
+            )
+
+    def _bring_together(self, steps: list[list[int]]) -> None:
+        for hashes in zip(*gather_object([steps]), strict=True):
+            self._shards.add(hashes)
+
+    def _report(self, step: int) -> None:
+        gradient, loss = self._source.end(), self._inputs.loss()
+        numbers = [
+            float("nan") if loss is None else loss,
+            gradient.square,
+            gradient.small,
+            gradient.of_small,
+            gradient.examples,
+            gradient.mean_square,
+        ]
+        sketch = gradient.sketch.double()
+        mine = torch.cat([torch.tensor(numbers, dtype=torch.float64, device=sketch.device), sketch])
+        everybody = gather(mine[None])  # (N, 6 + k)
+        losses, squares, small, of_small, examples, mean_square = everybody[:, :6].cpu().T
+        cosines = pairwise_cosines(everybody[:, 6:].cpu())
+        figures = self._of_losses(losses) | self._of_norms(squares.sqrt())
+        figures |= self._of_directions(squares, small, of_small, examples, mean_square, cosines)
+        details = {
+            "source": self._source.name,
+            "losses": _rounded(losses),
+            "norms": _rounded(squares.sqrt()),
+            "cosines": [_rounded(row) for row in cosines],
+        }
+        self.figures.add(step, figures, details)
+        self._judge()
+
+    def _of_losses(self, losses: Tensor) -> dict[str, float]:
+        if not losses.isfinite().all():
+            return {}
+        self._losses.update(losses)
+        return _with_expected("loss_dispersion", dispersion(losses), self._losses.expected, self._losses.ratio)
+
+    def _of_norms(self, norms: Tensor) -> dict[str, float]:
+        self._norms.update(norms)
+        return _with_expected("grad_norm_dispersion", dispersion(norms), self._norms.expected, self._norms.ratio)
+
+    def _of_directions(self, squares, small, of_small, examples, mean_square, cosines) -> dict[str, float]:
+        if mean_square.isfinite().all():
+            direction = float(mean_cosine(squares.sqrt(), mean_square[0].sqrt()))
+        else:
+            weights = torch.outer(squares.sqrt(), squares.sqrt())
+            off = ~torch.eye(len(cosines), dtype=torch.bool)
+            direction = float((weights * cosines)[off].sum() / weights[off].sum())
+        if small.isfinite().all():
+            norms = squares.sqrt()
+            n = len(norms)
+            products = direction * float((norms.sum().square() - squares.sum()) / (n * (n - 1)))
+            self._noise.update(*(float(x.mean()) for x in (small, of_small, squares, examples)), products)
+        expected = self._noise.expected_cosine(float(examples.mean()))
+        self._directions.append((direction, expected))
+        return _with_expected("direction", direction, expected, self._noise.ratio)
+
+    # ---- what is wrong ------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        known = [found for found, healthy in self._directions if healthy is None or healthy < SAME - 0.04]
+        if len(known) >= FEW and min(list(known)[-FEW:]) > SAME:
+            self._warn(
+                "same",
+                f"The workers' gradients are the same (cosine above {SAME}) where those of different examples would "
+                "not be: every worker seems to train on the same batch. Let accelerate prepare the data loader.",
+            )
+        offset = self._losses.offset()
+        if offset is not None and offset[1] > FAR:
+            self._warn(
+                "offset",
+                f"The loss of worker {offset[0]} has lain {offset[1]:.0f} standard errors off the others' mean for "
+                f"{self.window} monitored steps at most: its data are of another kind. Shuffle before sharding, and "
+                "give all ranks the same data.",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned and not self._warned & {"shards", "same"}:
+            logger.warning(f"Data-parallel workers disagree (consistency/* in the logs). {message}")
+        self._warned.add(kind)
+
+
+def _with_expected(name: str, value: float, expected: float | None, ratio: float | None) -> dict[str, float]:
+    found = {"": value, "_expected": expected, "_ratio": ratio}
+    return {f"consistency/{name}{ending}": figure for ending, figure in found.items() if figure is not None}
+
+
+def _number_of_rows(dataloader: Any) -> int | None:
+    """Return how many rows an epoch should see; None for streams and loaders that do not say."""
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]

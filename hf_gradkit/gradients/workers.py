@@ -1,0 +1,169 @@
+"""How far the workers of a data-parallel run agree, and how far they should (arXiv 2602.14462).
+
+Letters: N workers; l_k loss and g_k gradient of worker k before they are averaged, of b examples; G their expected
+value, S the covariance of an example's gradient, B = tr S / |G|^2 the noise scale.
+
+    loss dispersion            sqrt( mean_k (l_k - mean l)^2 )      healthy: sd(l_k) sqrt((N - 1) / N)
+    gradient-norm dispersion   std_k |g_k|
+    direction consistency      mean over pairs of cos(g_j, g_k)     healthy: b / (b + B)
+
+A healthy run is neither at 0 nor at 1: what counts is the ratio to the healthy value, which must come from what varies
+within a worker - its micro-batches, its examples, its own change from step to step - and not from how workers differ.
+
+>>> mean_cosine(torch.tensor([1.0, 1.0]), torch.tensor(0.5**0.5))      # two unit gradients at a right angle
+tensor(0., dtype=torch.float64)
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from .projections import signs
+
+
+def dispersion(values: Tensor) -> float:
+    """Return the standard deviation over the workers, around their own mean. (N,)"""
+    return float(values.double().std(correction=0))
+
+
+def mean_cosine(norms: Tensor, norm_of_mean: Tensor) -> Tensor:
+    """Return the norm-weighted mean cosine of all pairs of workers, exactly, from norms alone.
+
+        (N^2 |gbar|^2 - sum |g_k|^2) / ((sum |g_k|)^2 - sum |g_k|^2)
+
+    Args:
+        norms: |g_k|. (N,)
+        norm_of_mean: |gbar|. ()
+    """
+    norms = norms.double()
+    squares = norms.square().sum()
+    return (len(norms) ** 2 * norm_of_mean.double().square() - squares) / (norms.sum().square() - squares)
+
+
+def pairwise_cosines(projected: Tensor) -> Tensor:
+    """Return the cosines of all pairs of workers, from their gradients' projections. (N, k) -> (N, N)"""
+    return torch.nn.functional.cosine_similarity(projected[:, None].double(), projected[None].double(), dim=-1)
+
+
+class NoiseWithin:
+    """The healthy direction consistency, from what varies within workers: mean squared norms at two sizes of batch.
+
+    A mean of n examples has E |g|^2 = |G|^2 + tr S / n, so two different n give |G|^2 and tr S. Two healthy workers
+    have E <g_j, g_k> = |G|^2 as well.
+
+    Args:
+        window: steps that are summed.
+        recent: of these, steps that the expected cosine of now is taken from.
+    """
+
+    def __init__(self, window: int, recent: int = 8):
+        self._signals: deque[float] = deque(maxlen=window)
+        self._traces: deque[float] = deque(maxlen=window)
+        self._products: deque[float] = deque(maxlen=window)
+        self._recent = recent
+
+    def update(self, small: float, of_small: float, large: float, of_large: float, products: float) -> None:
+        """Take in a step.
+
+        Args:
+            small, of_small: mean squared norm of gradients that are means of a few examples, and how many.
+            large, of_large: the same of whole workers.
+            products: mean of <g_j, g_k> over pairs of workers.
+        """
+        if of_large <= of_small:
+            return
+        trace = (small - large) / (1 / of_small - 1 / of_large)
+        self._traces.append(trace)
+        self._signals.append(large - trace / of_large)
+        self._products.append(products)
+
+    @property
+    def noise_scale(self) -> float | None:
+        """B, in examples; None while it is unknown, or |G|^2 is not estimated above zero."""
+        signal = sum(list(self._signals)[-self._recent :])
+        trace = sum(list(self._traces)[-self._recent :])
+        return max(trace, 0.0) / signal if signal > 0 else None
+
+    def expected_cosine(self, examples: float) -> float | None:
+        """Return the healthy cosine of two workers with this many examples each: b / (b + B)."""
+        noise = self.noise_scale
+        return None if noise is None else examples / (examples + noise)
+
+    @property
+    def ratio(self) -> float | None:
+        """What workers have in common over what they should have, of the whole window; None while unknown."""
+        signal = sum(self._signals)
+        return sum(self._products) / signal if signal > 0 else None
+
+
+class ChangeWithin:
+    """The healthy dispersion of a figure, from how each worker's deviation changes between steps.
+
+    d_k = l_k - mean l. A constant difference between workers cancels in d_k(t) - d_k(t - 1), whose mean square is
+    twice the squared dispersion of workers that draw from the same data.
+
+    Args:
+        window: steps.
+    """
+
+    def __init__(self, window: int):
+        self._before: Tensor | None = None
+        self._squares: deque[float] = deque(maxlen=window)
+        self._own: deque[float] = deque(maxlen=window)
+        self._deviations: deque[Tensor] = deque(maxlen=window)
+
+    def update(self, values: Tensor) -> None:
+        """Take in a step's figures, one a worker. (N,)"""
+        deviation = values.double() - values.double().mean()
+        if self._before is not None:
+            self._squares.append(float((deviation - self._before).square().mean()))
+        self._before = deviation
+        self._own.append(float(deviation.square().mean()))
+        self._deviations.append(deviation)
+
+    @property
+    def expected(self) -> float | None:
+        """The healthy dispersion; None before there are two steps."""
+        return (sum(self._squares) / len(self._squares) / 2) ** 0.5 if self._squares else None
+
+    @property
+    def ratio(self) -> float | None:
+        """The dispersion of the window over the healthy one."""
+        expected = self.expected
+        return (sum(self._own) / len(self._own)) ** 0.5 / expected if expected else None
+
+    def offset(self, least: int = 16) -> tuple[int, float] | None:
+        """Return the worker whose figure is furthest from the others', in standard errors; None in the first steps."""
+        if len(self._deviations) < least:
+            return None
+        deviations = torch.stack(list(self._deviations))  # (steps, N)
+        error = deviations.std(0) / len(deviations) ** 0.5
+        z = (deviations.mean(0) / error.clamp(min=torch.finfo(error.dtype).tiny)).abs()
+        worst = int(z.argmax())
+        return worst, float(z[worst])
+
+
+class GradientSketch:
+    """A seeded sketch of a whole gradient: k sums of its entries, each with a random sign.
+
+    Entry i counts into sum i mod k. Inner products of two sketches are unbiased estimates of the gradients'.
+
+    Args:
+        size: k.
+        seed: of the signs, the same on all workers.
+    """
+
+    def __init__(self, size: int, seed: int = 0):
+        self.size, self._seed = size, seed
+        self._signs: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, gradient: Tensor) -> Tensor:
+        """Return a parameter's part; the parts of all parameters add up. (...) -> (k,) float32"""
+        flat = gradient.detach().flatten()
+        rows = -(-len(flat) // self.size)
+        if name not in self._signs:
+            self._signs[name] = signs(name, "sketch", rows, self.size, self._seed, flat.device)
+        if len(flat) < rows * self.size:
+            flat = torch.nn.functional.pad(flat, (0, rows * self.size - len(flat)))
+        return torch.einsum("rk,rk->k", flat.view(rows, self.size).float(), self._signs[name].float())

@@ -1,0 +1,243 @@
+"""The consistency monitor on real processes: exact figures, no false alarm, and every planted fault found."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import make_trainer, text_dataset
+from hf_gradkit import WorkerConsistencyCallback
+from hf_gradkit.callbacks.shard_check import ShardCheck, row_hashes
+from hf_gradkit.gradients.workers import ChangeWithin, GradientSketch, NoiseWithin, mean_cosine, pairwise_cosines
+from launch import launch
+
+WORKER = Path(__file__).parent / "workers" / "consistency_cases.py"
+
+# ---- maths ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_cosine_follows_from_norms():
+    torch.manual_seed(0)
+    gradients = torch.randn(5, 40, dtype=torch.float64) + 0.3
+    norms = gradients.norm(dim=1)
+    products = gradients @ gradients.T
+    off = ~torch.eye(5, dtype=torch.bool)
+    expected = products[off].sum() / torch.outer(norms, norms)[off].sum()
+    assert mean_cosine(norms, gradients.mean(0).norm()) == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_the_healthy_cosine_is_that_of_simulated_workers():
+    """Workers whose gradients are means of 8 noisy examples: tr S = 60 * 4, |G|^2 = 9."""
+    torch.manual_seed(0)
+    noise, cosines = NoiseWithin(2000, recent=2000), []
+    mean = torch.zeros(60, dtype=torch.float64)
+    mean[0] = 3.0
+    for _ in range(2000):
+        examples = mean + 2.0 * torch.randn(2, 8, 60, dtype=torch.float64)
+        workers = examples.mean(1)
+        single, whole = examples.square().sum(2).mean().item(), workers.square().sum(1).mean().item()
+        noise.update(single, 1.0, whole, 8.0, (workers[0] @ workers[1]).item())
+        cosines.append(torch.cosine_similarity(workers[0], workers[1], dim=0).item())
+    assert noise.noise_scale == pytest.approx(240 / 9, rel=0.1)
+    assert noise.expected_cosine(8.0) == pytest.approx(sum(cosines) / len(cosines), rel=0.1)
+    assert noise.ratio == pytest.approx(1.0, abs=0.1)
+    assert NoiseWithin(5).expected_cosine(8.0) is None
+    assert NoiseWithin(5).ratio is None
+
+
+def test_the_healthy_dispersion_knows_no_constant_difference():
+    torch.manual_seed(0)
+    healthy, shifted = ChangeWithin(400), ChangeWithin(400)
+    for step in range(400):
+        losses = 3.0 - 0.005 * step + torch.randn(4, dtype=torch.float64) * 0.1
+        healthy.update(losses)
+        shifted.update(losses + torch.tensor([1.0, 0, 0, 0]))
+    assert healthy.expected == pytest.approx(0.1 * (3 / 4) ** 0.5, rel=0.1)
+    assert healthy.ratio == pytest.approx(1.0, abs=0.1)
+    assert healthy.offset()[1] < 5
+    assert shifted.expected == pytest.approx(healthy.expected, rel=1e-6)
+    assert shifted.ratio > 4
+    worker, errors = shifted.offset()
+    assert worker == 0
+    assert errors > 50
+
+
+def test_a_sketch_is_unbiased():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 30, 17)
+    found = torch.stack([GradientSketch(64, seed)("w", a) @ GradientSketch(64, seed)("w", b) for seed in range(400)])
+    assert abs(found.mean() - (a * b).sum()) < 4 * found.std() / 20
+    sketch = GradientSketch(4096)
+    assert pairwise_cosines(torch.stack([sketch("w", a), sketch("w", a)])) == pytest.approx(torch.ones(2, 2).numpy())
+
+
+def test_hashes_are_of_tokens_and_not_of_padding():
+    ids = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 9]])
+    plain = row_hashes(ids[:, :3], None)
+    assert plain[0] == plain[1]
+    assert row_hashes(ids, torch.tensor([[1, 1, 1, 0]] * 2))[0] == plain[0]
+    assert (
+        row_hashes(ids.flip(1).roll(0), torch.tensor([[0, 1, 1, 1]] * 2))[0]
+        == row_hashes(torch.tensor([[7, 6, 5]]), None)[0]
+    )
+    assert row_hashes(torch.tensor([[6, 5, 7]]), None)[0] != plain[0]
+    flat = torch.tensor([[5, 6, 7, 6, 5, 0]])
+    documents = torch.tensor([0, 0, 0, 1, 1, -1])
+    assert row_hashes(flat, None, documents).tolist() == [
+        plain[0].item(),
+        row_hashes(torch.tensor([[6, 5]]), None).item(),
+    ]
+
+
+@pytest.mark.parametrize(("copies", "steps"), [(1, 20), (4, 64)], ids=["all different", "every row four times"])
+def test_repeats_between_workers(copies, steps):
+    """Healthy shards of data that repeats rows are no finding; shuffles of their own are."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.arange(1024) // copies
+
+    def orders(own):
+        if own:
+            return [data[torch.randperm(1024, generator=generator)] for _ in range(2)]
+        order = data[torch.randperm(1024, generator=generator)]
+        return [order[0::2], order[1::2]]
+
+    for own in (False, True):
+        shards, check, found = orders(own), ShardCheck(2), []
+        for step in range(steps):
+            check.add([shard[8 * step : 8 * step + 8].tolist() for shard in shards])
+            found.append(check.finding())
+        assert (found[-1] is not None) == own
+        assert own or found == [None] * steps
+    assert "a seed of its own" in found[-1].cause
+
+
+# ---- real processes -------------------------------------------------------------------------------------------------
+
+STEPS = {"max_steps": 20, "per_device_train_batch_size": 8}
+TWICE = {**STEPS, "gradient_accumulation_steps": 2}
+ONE = {"max_steps": 1, "per_device_train_batch_size": 4}
+CASES = [
+    {"name": "exact", "kind": "healthy", "exact": True, "options": ONE},
+    {"name": "exact 2", "kind": "healthy", "exact": True, "options": {**ONE, "gradient_accumulation_steps": 2}},
+    {"name": "watched", "kind": "healthy", "options": STEPS},
+    {"name": "plain", "kind": "healthy", "watch": False, "parameters": True, "options": TWICE},
+    {"name": "every 5", "kind": "healthy", "callback": {"monitor_steps": 5}, "options": STEPS},
+    {"name": "accumulated", "kind": "healthy", "parameters": True, "options": TWICE},
+    {"name": "epochs", "kind": "healthy", "rows": 100, "options": {**STEPS, "max_steps": 16}},
+    {"name": "own hook", "kind": "healthy", "hook": True, "options": STEPS},
+    {"name": "same", "kind": "own order", "seeds": [3, 3], "options": STEPS},
+    {"name": "mismatch", "kind": "own order", "seeds": [3, 4], "options": STEPS},
+    {"name": "other data", "kind": "other data", "options": STEPS},
+    *({"name": f"healthy {seed}", "kind": "healthy", "options": {**STEPS, "seed": seed}} for seed in range(10)),
+]
+
+
+def result(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def lines(folder, name):
+    return [json.loads(line) for line in (folder / name / "worker_consistency.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("consistency")
+    (folder / "cases.json").write_text(json.dumps(CASES))
+    launch(WORKER, [str(folder / "cases.json"), str(folder)], timeout=400).assert_backend("multi_gpu")
+    return folder
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["exact", "exact 2"])
+def test_figures_are_those_of_the_workers_own_gradients(folder, name):
+    expected, (line,) = result(folder, name), lines(folder, name)
+    assert line["source"] == "DDP's communication hook"
+    assert line["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    assert line["consistency/direction"] == pytest.approx(expected["direction"], abs=1e-4)
+    assert line["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert line["consistency/loss_dispersion"] == pytest.approx(abs(expected["losses"][0] - expected["losses"][1]) / 2)
+    assert line["cosines"][0][1] == pytest.approx(expected["cosines"][0][1], abs=0.25)  # 256 probes: an error of .06
+
+
+@pytest.mark.multiprocess
+def test_the_reduction_is_as_it_was(folder):
+    plain, watched = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("plain", "accumulated"))
+    assert all(torch.equal(plain[key], watched[key]) for key in plain)
+
+
+@pytest.mark.multiprocess
+def test_healthy_runs_are_at_their_expected_values_and_raise_no_alarm(folder):
+    names = [case["name"] for case in CASES if case["name"].startswith("healthy")]
+    last = [lines(folder, name)[-1] for name in names]
+    for figure, spread in (
+        ("direction_ratio", 0.15),
+        ("loss_dispersion_ratio", 0.3),
+        ("grad_norm_dispersion_ratio", 0.4),
+    ):
+        ratios = torch.tensor([line[f"consistency/{figure}"] for line in last])
+        error = ratios.std() / len(ratios) ** 0.5
+        assert abs(ratios.mean() - 1) < 3 * error + 0.05, (figure, ratios)
+        assert ratios.std() < spread
+    for name in [*names, "watched", "every 5", "accumulated", "epochs", "own hook"]:
+        assert result(folder, name)["warnings"] == [], name
+
+
+@pytest.mark.multiprocess
+def test_faults_are_found_within_20_steps(folder):
+    for name, part in (("same", "the same batches at the same time"), ("mismatch", "a seed of its own")):
+        (warning,) = result(folder, name)["warnings"]
+        assert part in warning
+        assert max(line.get("consistency/repeated", 0) for line in lines(folder, name)) > 20
+    assert lines(folder, "same")[-1]["consistency/direction"] == pytest.approx(1.0, abs=1e-5)
+    (warning,) = result(folder, "other data")["warnings"]
+    assert "The loss of worker" in warning
+
+
+@pytest.mark.multiprocess
+def test_where_figures_go(folder):
+    assert [line["step"] for line in lines(folder, "every 5")] == [1, 6, 11, 16]
+    logged = [entry for entry in result(folder, "watched")["logs"] if "consistency/direction" in entry]
+    assert len(logged) == 20
+    assert all(0 < entry["consistency/direction_expected"] < 1 for entry in logged)
+    assert lines(folder, "own hook")[-1]["source"] == "projections of the recorder"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("backend", ["fsdp2", "zero2", "zero3"])
+def test_sharded_parameters(backend, folder, tmp_path):
+    """The same run by projections: losses exactly, norms and directions within their errors."""
+    cases = [case for case in CASES if case["name"] in ("watched", "same", "mismatch")]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    launched = launch(WORKER, [str(tmp_path / "cases.json"), str(tmp_path)], config=f"cpu/{backend}", timeout=300)
+    launched.assert_backend(backend)
+    found, expected = lines(tmp_path, "watched"), lines(folder, "watched")
+    assert [line["losses"] for line in found] == [pytest.approx(line["losses"], rel=1e-4) for line in expected]
+    norms = torch.tensor([line["norms"] for line in found]) / torch.tensor([line["norms"] for line in expected])
+    assert (norms - 1).abs().max() < 0.35
+    assert norms.mean() == pytest.approx(1.0, abs=0.1)
+    directions = [sum(line["consistency/direction"] for line in run) / 20 for run in (found, expected)]
+    assert directions[0] == pytest.approx(directions[1], abs=0.1)
+    assert result(tmp_path, "watched")["warnings"] == []
+    assert "the same batches" in result(tmp_path, "same")["warnings"][0]
+    assert "a seed of its own" in result(tmp_path, "mismatch")["warnings"][0]
+
+
+# ---- one process, and errors ----------------------------------------------------------------------------------------
+
+
+def test_one_process_has_nobody_to_compare_with(tokenizer, tmp_path, caplog):
+    import trl
+
+    trainer = make_trainer(trl.SFTTrainer, trl.SFTConfig, tokenizer, tmp_path, text_dataset(26))
+    trainer.add_callback(WorkerConsistencyCallback(trainer=trainer))
+    trainer.train()
+    assert "no workers to compare" in caplog.text
+    assert not (tmp_path / "worker_consistency.jsonl").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("monitor_steps", 0), ("window", 1), ("probes", 1), ("probes", 2.5)])
+def test_bad_options(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
+        WorkerConsistencyCallback(**{name: value})

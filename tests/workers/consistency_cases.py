@@ -1,0 +1,138 @@
+"""Run in each of several processes: train healthy and unhealthy runs under the consistency monitor."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import trl
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from helpers import make_rows, make_trainer, text_dataset
+from hf_gradkit import WorkerConsistencyCallback
+from hf_gradkit._backends import prepare_cpu_backends
+from hf_gradkit.data.tiny import train_tokenizer
+from launch import report_world
+
+
+class OwnOrder(trl.SFTTrainer):
+    """Shuffles on each rank by itself: with the seeds that `seeds` gives the ranks."""
+
+    seeds = (0, 0)
+
+    def get_train_dataloader(self):
+        generator = torch.Generator().manual_seed(self.seeds[PartialState().process_index])
+        size = self.args.per_device_train_batch_size
+        return DataLoader(self.train_dataset, size, shuffle=True, generator=generator, collate_fn=self.data_collator)
+
+
+class OtherData(trl.SFTTrainer):
+    """Gives rank 0 examples of another kind."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if PartialState().process_index == 0:
+            inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] != -100, 7)
+            inputs["input_ids"] = inputs["input_ids"] % 9 + 4
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class OwnHook(TrainerCallback):
+    """A communication hook of the user's."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        self.trainer.model_wrapped.register_comm_hook(None, allreduce_hook)
+
+
+class Messages(logging.Handler):
+    """Keeps what the callback warns of."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.kept: list[str] = []
+
+    def emit(self, record):
+        self.kept.append(record.getMessage())
+
+
+def local_gradient(trainer) -> tuple[torch.Tensor, float]:
+    """This rank's gradient and loss of its first step, on the model before it is wrapped. (p,)"""
+    loader = iter(trainer.get_train_dataloader())
+    batches = [next(loader) for _ in range(trainer.args.gradient_accumulation_steps)]
+    tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
+    tokens = trainer.accelerator.gather(tokens.reshape(1)).sum()
+    total = 0.0
+    for batch in batches:
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=tokens)
+        loss.backward()
+        total += loss.item()
+    flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).clone()
+    trainer.model.zero_grad()
+    return flat, total
+
+
+def run(case: dict, folder: Path, tokenizer) -> None:
+    classes = {"healthy": trl.SFTTrainer, "own order": OwnOrder, "other data": OtherData}
+    trainer = make_trainer(
+        classes[case["kind"]],
+        trl.SFTConfig,
+        tokenizer,
+        folder / case["name"],
+        text_dataset(case.get("rows", 512)),
+        **case["options"],
+    )
+    trainer.seeds = case.get("seeds")
+    result = {}
+    if case.get("exact"):
+        flat, loss = local_gradient(trainer)
+        everybody = trainer.accelerator.gather(flat[None]).double()
+        cosines = torch.nn.functional.cosine_similarity(everybody[:, None], everybody[None], dim=-1)
+        norms = everybody.norm(dim=1)
+        weighted = (torch.outer(norms, norms) * cosines).sum() - norms.square().sum()
+        result["norms"], result["cosines"] = norms.tolist(), cosines.tolist()
+        result["direction"] = float(weighted / (norms.sum().square() - norms.square().sum()))
+        result["losses"] = trainer.accelerator.gather(torch.tensor([loss])).tolist()
+    if case.get("hook"):
+        hook = OwnHook()
+        hook.trainer = trainer
+        trainer.add_callback(hook)
+    messages = Messages()
+    logger = logging.getLogger("hf_gradkit.callbacks.worker_consistency")
+    logger.addHandler(messages)
+    if case.get("watch", True):
+        trainer.add_callback(WorkerConsistencyCallback(trainer=trainer, **case.get("callback", {})))
+    trainer.train()
+    logger.removeHandler(messages)
+    if trainer.accelerator.is_main_process:
+        result |= {"warnings": messages.kept, "logs": trainer.state.log_history}
+        (folder / f"{case['name']}.json").write_text(json.dumps(result))
+        if case.get("parameters"):
+            torch.save(trainer.model.state_dict(), folder / f"{case['name']}.pt")
+    return trainer
+
+
+def main() -> None:
+    prepare_cpu_backends()
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    tokenizer = train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
+    trainer = None
+    for case in cases:
+        if trainer is not None:
+            release(trainer)
+        trainer = run(case, folder, tokenizer)
+    report_world(trainer)
+    release(trainer)
+
+
+def release(trainer) -> None:
+    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+
+
+if __name__ == "__main__":
+    main()
