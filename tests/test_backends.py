@@ -65,7 +65,15 @@ WHOLE = [
     case("sft running lora", "sft", True, **scope("running")),
     case("sft step", "sft", **scope("step")),
     case("sft columns", "sft", columns=COLUMNS, weight_column="weight", normalize_weight_column=True, **LOG),
-    case("plain", "plain", columns=COLUMNS, weight_column="weight", **LINUPPER, **LOG),
+    case(
+        "plain",
+        "plain",
+        columns=COLUMNS,
+        weight_column="weight",
+        save_strategy="steps",
+        save_steps=2,
+        **{**LINUPPER, **LOG},
+    ),
     case("dpo lora", "dpo", True),
     case("madpo", "dpo", columns=("reward_margin", "source", "uid"), weighting="madpo", **LOG),
     case("rpo lora", "dpo", True, columns=("reward_margin",), loss_type=["rpo"], loss_kwargs={"rpo": {"eta": 0.1}}),
@@ -205,3 +213,21 @@ def test_two_processes_score_what_one_does(results, alone):
     for name in ("reward_chosen", "reward_rejected", "reward_margin"):
         assert scored[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-5)
     assert len(set(scored["reward_margin"].to_pylist())) > 20
+
+
+def test_one_process_goes_on_where_two_were(results, tokenizer):
+    """From a checkpoint of DDP; where the optimizer's state is in parts, that is said."""
+    if results.backend == "zero1":
+        return  # trains no such case
+    (plain,) = (one for one in WHOLE if one["name"] == "plain")
+    alone = {**plain, "name": "plain alone", "continues": ["plain", 2]}
+    if results.backend != "multi_gpu":
+        with pytest.raises(ValueError, match=r"was written by 2 processes under .*, and 1 process cannot read"):
+            run_cases([alone], results.folder, tokenizer, processes=1)
+        return
+    run_cases([alone], results.folder, tokenizer, processes=1)
+    whole, again = (results.folder / name for name in ("plain", "plain alone"))
+    assert gap(weights(whole), weights(again)) < TOLERANCE
+    for row, expected in zip(rows(again), rows(whole), strict=True):
+        assert row["example_id"] == expected["example_id"]
+        assert row["weight"] == pytest.approx(expected["weight"], rel=1e-4)

@@ -150,17 +150,15 @@ def zero_stage(accelerator: Any) -> int | None:
 def check_same_world(checkpoint: str, trainer: Any) -> None:
     """Raise `ValueError` for a checkpoint that this run cannot continue exactly.
 
-    Without sharding, and under FSDP2, any number of processes goes on from a checkpoint of another number; DeepSpeed
-    reads its own parts only. Everywhere a step must hold as many examples as before, and the data as many rows.
+    Without sharding any number of processes goes on from a checkpoint of another number; with it, that is not tested
+    (FSDP2) or impossible (DeepSpeed). A step must hold as many examples as before, and the data as many rows.
     """
     written = read_facts(checkpoint)
     if written is None:
         return
     now = world_facts(trainer)
     replicated = {kind.value for kind in REPLICATED}
-    same = written["distributed_type"] == now["distributed_type"] and written["zero_stage"] == now["zero_stage"]
-    if now["zero_stage"] is not None:
-        same = same and written["processes"] == now["processes"]
+    same = all(written[key] == now[key] for key in ("distributed_type", "zero_stage", "processes"))
     if not same and not {written["distributed_type"], now["distributed_type"]} <= replicated:
         raise ValueError(
             f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} cannot read its "

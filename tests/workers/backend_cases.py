@@ -6,14 +6,15 @@ A case's `batch` is that of all processes together, so that one process can do t
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, TrainerCallback
 
 import hf_gradkit
 from helpers import DEFAULTS, logs_without_timings, text_dataset
@@ -41,12 +42,25 @@ def run_cases(cases: list[dict[str, Any]], folder: Path, tokenizer: Any, process
             copy_until(folder, *case["continues"], case["name"])
         trainer = build(case, folder, tokenizer, processes)
         checkpoint = case.get("continues") and str(folder / case["name"] / f"checkpoint-{case['continues'][1]}")
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if case.get("kill") is not None:
+            trainer.add_callback(Kill(trainer.accelerator.process_index, *case["kill"]))
+        trainer.train(resume_from_checkpoint=case.get("resume") or checkpoint)
         trainer.save_model(str(folder / case["name"] / "model"))
         if trainer.accelerator.is_main_process:
             logs = logs_without_timings(trainer)
             (folder / case["name"] / "logs.json").write_text(json.dumps(logs))
     return trainer
+
+
+class Kill(TrainerCallback):
+    """Kills a rank in the middle of a step."""
+
+    def __init__(self, here: int, rank: int, step: int):
+        self.here, self.rank, self.step = here, rank, step
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if self.here == self.rank and state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build(case: dict[str, Any], folder: Path, tokenizer: Any, processes: int) -> Any:
@@ -67,6 +81,7 @@ def build(case: dict[str, Any], folder: Path, tokenizer: Any, processes: int) ->
         keywords["peft_config"] = LoraConfig(**LORA, task_type="SEQ_CLS" if case["job"] == "reward" else "CAUSAL_LM")
     if case["job"] == "plain":
         model = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+        model = get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM")) if case["lora"] else model
         keywords["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     return trainer_class(model=model, args=args, train_dataset=data(case, tokenizer), **keywords)
 
