@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 from ..demo import CHAPTERS, DEFAULT_CHAPTER
 
@@ -15,12 +16,12 @@ def main(argv: list[str]) -> int:
         prog="gradkit demo",
         description="Run one main job offline, on a tiny model and synthetic data. " + chapters,
     )
-    parser.add_argument("chapter", nargs="?", choices=list(CHAPTERS), default=DEFAULT_CHAPTER, help="what to show")
+    parser.add_argument("chapter", nargs="?", choices=list(CHAPTERS), help=f"what to show ({DEFAULT_CHAPTER})")
     parser.add_argument("--output_dir", type=Path, default=Path("gradkit_demo"), help="where everything goes")
     parser.add_argument(
         "--prepare_only",
         action="store_true",
-        help="only write the model and the data, which the tiny recipes use",
+        help="only write the models and the data of the chapter, or of all: the tiny recipes use them",
     )
     parser.add_argument(
         "--texts",
@@ -39,11 +40,15 @@ def main(argv: list[str]) -> int:
 
         print(f"Model: {prepare_model(args.output_dir, args.texts) / 'model'}")
         return 0
-    chapter = importlib.import_module(CHAPTERS[args.chapter][0])
     if args.prepare_only:
-        folder = chapter.prepare(args.output_dir)
-        print(f"Model: {folder / 'model'}\nData:  {folder / 'data'}")
-        print("Next:  gradkit recipes        (the tiny ones use this model and data)")
+        for name in [args.chapter] if args.chapter else CHAPTERS:
+            folder = _chapter(name).prepare(args.output_dir)
+            print(f"Model: {folder / 'model'}\nData:  {folder / 'data'}")
+        print("Next:  gradkit recipes        (the tiny ones use these models and data)")
         return 0
-    chapter.run(args.output_dir)
+    _chapter(args.chapter or DEFAULT_CHAPTER).run(args.output_dir)
     return 0
+
+
+def _chapter(name: str) -> ModuleType:
+    return importlib.import_module(CHAPTERS[name][0])

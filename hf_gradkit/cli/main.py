@@ -31,7 +31,7 @@ COMMANDS = {
     "score": Command("hf_gradkit.cli.score", "score a data set with a model: rewards, loss, EL2N, GraNd", job=True),
     "select": Command("hf_gradkit.cli.select", "keep the rows worth training on: FiFA and others", job=True),
     "audit": Command("hf_gradkit.cli.audit", "privacy: membership inference, extraction, and the hold-out", job=True),
-    "demo": Command("hf_gradkit.cli.demo", "train a tiny model offline and see what the weights do"),
+    "demo": Command("hf_gradkit.cli.demo", "watch a tiny model train, offline: what the usual logs do not say"),
     "report": Command("hf_gradkit.cli.report", "make one page from the logs of a run"),
     "recipes": Command("hf_gradkit.cli.recipes", "list the recipes, print one, or copy it"),
     "env": Command("hf_gradkit.cli.env", "print versions, devices and which extras are installed"),

@@ -148,6 +148,35 @@ def preference_rows(
     return rows
 
 
+def edited_rows(n: int, seed: int = 0, split: str = "train") -> list[dict[str, Any]]:
+    """Return preference pairs that differ in one word, with columns `prompt`, `chosen`, `rejected`, `true_margin`.
+
+    The chosen completion is of the base process, and the rejected one is the same but for one word, replaced by one
+    that makes it truly worse: every label is right, and `true_margin` is above 0. Pairs that share most of their
+    tokens are what a correction, or a corrupted copy, of an answer gives; their gradients point nearly the same way.
+
+    Args:
+        n: number of pairs.
+        seed: seed of the draw; the true reward is the same for every seed.
+        split: whose prompts, "train" or "test".
+
+    Raises:
+        ValueError: for an unknown split or `n` below 1.
+    """
+    rng = _generator(n, seed, f"edits-{split}")
+    rows: list[dict[str, Any]] = []
+    while len(rows) < n:
+        prompt = rng.choice(prompts(split))
+        chosen = _draw(prompt, rng)
+        words = chosen.split()
+        words[rng.randrange(len(words))] = rng.choice(_WORDS)
+        rejected = " " + " ".join(words)
+        margin = true_reward(prompt, chosen) - true_reward(prompt, rejected)
+        if margin > 0:
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "true_margin": margin})
+    return rows
+
+
 def _label(prompt: str, first: str, second: str, temperature: float, rng: random.Random) -> dict[str, Any]:
     """Draw which of two completions is chosen, by Bradley-Terry."""
     margin = true_reward(prompt, first) - true_reward(prompt, second)

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..data.loading import load_split
 from ..data.synthetic import instruction_rows
-from ..data.synthetic_pairs import base_rows, preference_rows, prompts
+from ..data.synthetic_pairs import base_rows, edited_rows, preference_rows, prompts
 from ..data.tiny import tiny_llama, train_tokenizer
 
 TRAIN_ROWS, TEST_ROWS = 4000, 200
@@ -33,14 +33,15 @@ def prepare_pairs(folder: Path) -> Path:
     `sft.jsonl` has prompts and completions that know nothing of the reward, `train.jsonl` and `test.jsonl` have pairs
     that the true reward has labelled with noise, those of the test with other prompts.
     """
-    folder = folder / "preference"
-    base = base_rows(BASE_ROWS, seed=1)
-    train = preference_rows(PAIRS, seed=1)
-    test = preference_rows(TEST_PAIRS, seed=1, split="test")
-    _write_rows(folder, {"sft": base, "train": train, "test": test})
-    texts = [row["prompt"] + row["completion"] for row in base] + prompts("test") * 10  # every word is a token
-    _write_model(folder, texts, hidden_size=64, layers=2)
-    return folder
+    return _write_pairs(folder / "preference", preference_rows)
+
+
+def prepare_edits(folder: Path) -> Path:
+    """Write the entanglement chapter's `model/` and `data/` to `entanglement/` of a folder, and return that.
+
+    The files are those of `prepare_pairs`; the two answers of a pair differ in one word, which makes one truly worse.
+    """
+    return _write_pairs(folder / "entanglement", edited_rows)
 
 
 def prepare_model(folder: Path, texts: Path) -> Path:
@@ -66,6 +67,15 @@ def _write_rows(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
         temporary = folder / "data" / f"{name}.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, folder / "data" / f"{name}.jsonl")
+
+
+def _write_pairs(folder: Path, draw: Callable[..., list[dict[str, Any]]]) -> Path:
+    base = base_rows(BASE_ROWS, seed=1)
+    splits = {"train": draw(PAIRS, seed=1), "test": draw(TEST_PAIRS, seed=1, split="test")}
+    _write_rows(folder, {"sft": base, **splits})
+    texts = [row["prompt"] + row["completion"] for row in base] + prompts("test") * 10  # every word is a token
+    _write_model(folder, texts, hidden_size=64, layers=2)
+    return folder
 
 
 def _write_model(folder: Path, texts: Iterable[str], vocab_size: int = 512, **options: int) -> None:
