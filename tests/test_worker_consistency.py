@@ -110,6 +110,8 @@ def test_repeats_between_workers(copies, steps):
         assert (found[-1] is not None) == own
         assert own or found == [None] * steps
     assert "a seed of its own" in found[-1].cause
+    first, second = (set(shard[: 8 * steps].tolist()) for shard in shards)
+    assert found[-1].examples == len(first & second)
 
 
 # ---- real processes -------------------------------------------------------------------------------------------------

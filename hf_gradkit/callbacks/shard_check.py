@@ -43,13 +43,13 @@ class ShardFinding:
     """What is wrong with the shards.
 
     Attributes:
-        across: examples that two workers have both seen in this epoch, in pairs of occurrences.
-        within: those that one worker has seen twice.
+        examples: how many several workers have seen in this epoch.
+        within: pairs of rows of one worker that are the same example.
         seen: rows of the epoch so far, all workers.
         same_place: share of batches that two workers had at the same time with the same rows.
     """
 
-    across: int
+    examples: int
     within: int
     seen: int
     same_place: float
@@ -114,4 +114,5 @@ class ShardCheck:
         expected = within * (pairs - inner) / inner
         if across < 5 or across <= expected + 5 * sqrt(expected + 1) + 3:
             return None
-        return ShardFinding(across, within, sum(sizes), self._same / max(1, self._steps))
+        shared = sum(sum(example in seen for seen in self._seen) > 1 for example in total)
+        return ShardFinding(shared, within, sum(sizes), self._same / max(1, self._steps))

@@ -37,7 +37,7 @@ class WorkerConsistencyCallback(TrainerCallback):
     - `consistency/grad_norm_dispersion`, `/grad_norm_dispersion_expected`, `/grad_norm_dispersion_ratio`;
     - `consistency/direction`, `/direction_expected`, `/direction_ratio`: mean cosine of the workers' gradients; the
       expected one is b / (b + noise scale) for b examples a worker;
-    - `consistency/repeated`: rows of the epoch that two workers have both seen, more often than the data explain;
+    - `consistency/repeated`: examples of the epoch that several workers have seen, if more than the data explain;
     - `consistency/missing`, at the end of an epoch: rows of the data that nobody saw.
 
     What is expected comes from what varies within workers: their micro-batches or single examples for the direction,
@@ -183,10 +183,11 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._given = self._given[-1:]
         finding = self._shards.finding()
         if finding is not None:
-            self.figures.add(step, {"consistency/repeated": float(finding.across)}, {})
+            self.figures.add(step, {"consistency/repeated": float(finding.examples)}, {})
             self._warn(
                 "shards",
-                f"{finding.across} of {finding.seen} rows of this epoch were seen by two workers. {finding.cause}",
+                f"{finding.examples} examples were seen by several workers among the {finding.seen} rows of this "
+                f"epoch so far. {finding.cause}",
             )
 
     def _bring_together(self, steps: list[list[int]]) -> None:
