@@ -1,6 +1,7 @@
 """From scores to rows: how many, ties, the highest ones, and the greedy choice that keeps its distance from itself."""
 
 import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -141,7 +142,8 @@ def farthest(
     size = min(size, int(free.sum()))
     worth = value(eps)
     taken, scores = [], []
-    for _ in tqdm(range(size), desc="choosing", unit="row", disable=not progress):
+    hidden = not progress or os.environ.get("TQDM_DISABLE") == "1"
+    for _ in tqdm(range(size), desc="choosing", unit="row", disable=hidden):
         current = np.where(free, (fixed + worth[group_of]).round(DIGITS), -np.inf)
         place = int(current.argmax())
         if not free[place]:
