@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .callbacks.entanglement import EntanglementCallback
     from .callbacks.gradient_statistics import GradientStatisticsCallback
+    from .callbacks.privacy_audit import PrivacyAuditCallback
     from .callbacks.worker_consistency import WorkerConsistencyCallback
     from .trainers.config import DPOConfig, RewardConfig, SFTConfig, TrainingArguments
     from .trainers.dpo_trainer import DPOTrainer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EntanglementCallback": ".callbacks.entanglement",
     "GradientStatisticsCallback": ".callbacks.gradient_statistics",
+    "PrivacyAuditCallback": ".callbacks.privacy_audit",
     "WorkerConsistencyCallback": ".callbacks.worker_consistency",
     "DPOConfig": ".trainers.config",
     "RewardConfig": ".trainers.config",
@@ -37,6 +39,7 @@ __all__ = [
     "DPOTrainer",
     "EntanglementCallback",
     "GradientStatisticsCallback",
+    "PrivacyAuditCallback",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",

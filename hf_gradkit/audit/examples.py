@@ -154,7 +154,7 @@ class Examples:
         both = [side.with_format(None).select_columns(columns[0]) for side in (sides.members, sides.non_members)]
         rows = tokenize_sft(concatenate_datasets([both[0], both[1].cast(both[0].features)]), tokenizer, layout)
         members = np.arange(len(rows)) < len(both[0])
-        documents = sides.documents or [str(i) for i in range(len(rows))]
+        documents = sides.documents or token_hashes(rows)  # copies of an example are one document
         numbered = np.unique(np.array(documents), return_inverse=True)[1]
         examples = cls(rows, members, numbered.astype(np.int64), tokenizer, sides.unsound)
         examples.check()

@@ -59,6 +59,7 @@ def score_rows(
     rows: Sequence[int] | None = None,
     unit: str = "row",
     replace: bool = False,
+    in_step: bool = False,
 ) -> Scores:
     """Score each item once, on all processes of the launch together, and return the figures of all of them on each.
 
@@ -75,6 +76,8 @@ def score_rows(
         rows: for messages, the row of the user's data that each item belongs to; the item's own number when None.
         unit: what the progress bar counts.
         replace: drop the scores of another key that `folder` holds.
+        in_step: let every process call the scorer equally often, as a model that is split over them needs; one that
+            has no batch left scores another one's once more, for nothing.
 
     Raises:
         ValueError: if there are no items, `batch_size` is not a positive integer, `folder` holds the scores of another
@@ -103,6 +106,12 @@ def score_rows(
                 _check(columns, scorer.columns, batch, rows)
                 stream.append(batch, columns)
             bar.update(len(batch))
+        if (
+            in_step
+            and len(batches) % state.num_processes
+            and len(batches) % state.num_processes <= state.process_index
+        ):
+            scorer.score([items[i] for i in batches[-1]])
     state.wait_for_everyone()
     on_main(work.finish)
     return Scores(work.read(), len(remaining))
