@@ -223,10 +223,20 @@ def test_mistakes(arguments, message, trained, folder, tmp_path, monkeypatch, ca
     assert message in capsys.readouterr().err
 
 
+def test_records_to_try_it_on(tmp_path, capsys):
+    assert main.main(["audit", "secrets", "--output_dir", str(tmp_path), "--rows", "9", "--canaries", "2"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert len(lines) == 9
+    assert lines[0]["text"].endswith(f"{lines[0]['secret']}.")
+    canaries = [json.loads(line) for line in (tmp_path / "canaries.jsonl").read_text().splitlines()]
+    assert [len(row["alternatives"]) for row in canaries] == [255, 255]
+    assert "Next: gradkit audit hold_out --dataset_name" in capsys.readouterr().out
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit):
         main.main(["audit", "--help"])
     said = capsys.readouterr().out
-    assert "usage: gradkit audit hold_out|membership|extraction" in said
+    assert "usage: gradkit audit secrets|hold_out|membership|extraction" in said
     assert "--attacks" in said
     assert os.linesep in said

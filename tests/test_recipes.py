@@ -14,6 +14,7 @@ from helpers import make_rows
 from hf_gradkit import DPOConfig, RewardConfig, SFTConfig
 from hf_gradkit.cli import launch, main, recipes
 from hf_gradkit.cli.arguments import parse_job
+from hf_gradkit.cli.audit_arguments import AuditArguments
 from hf_gradkit.cli.job import ScriptArguments
 from hf_gradkit.cli.reward import FoldArguments
 from hf_gradkit.cli.score import ScoreArguments
@@ -26,6 +27,7 @@ from launch import CONFIGS, run
 
 RECIPES = resources("recipes")
 TYPES = {
+    "audit": (ScriptArguments, AuditArguments),  # what both audits share, so that both can take the file
     "sft": (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig),
     "dpo": (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig),
     "reward": (ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, FoldArguments),
@@ -130,12 +132,12 @@ def test_the_command_at_a_recipes_head_starts_it(name, tmp_path, monkeypatch, ca
     monkeypatch.setattr(launch, "visible_accelerators", lambda: 4)
     for program, job, *arguments in commands(name):
         assert program == "gradkit"
-        if job == "demo":
+        if job == "demo" or {"hold_out", "secrets"} & {*arguments}:
             continue
         assert main.main([job, *arguments, "--dry_run"]) == 0
         printed = shlex.split(capsys.readouterr().out)
         assert job == RECIPES[name].stem
-        config = ["--config", str(RECIPES[name])]
+        config = ["--config", str(RECIPES[name]), *arguments[: job == "audit"]]
         module = f"hf_gradkit.cli.{job}"
         if "--accelerate_config" in arguments:
             path = CONFIGS / f"{arguments[arguments.index('--accelerate_config') + 1]}.yaml"

@@ -1,4 +1,4 @@
-"""`gradkit audit hold_out | membership | extraction`: what a fine-tuned model gives away about its training data.
+"""`gradkit audit secrets | hold_out | membership | extraction`: what a model gives away about its training data.
 
 Also a module for accelerate's own launcher: `accelerate launch -m hf_gradkit.cli.audit membership --config x.yaml`.
 """
@@ -22,21 +22,30 @@ from ..audit.membership import audit_membership, default_folder
 from ..data.hold_out import HELD_OUT, TRAIN, HoldOutRecord, hold_out, written_sides
 from ..data.loading import load_split, map_columns
 from ..data.private_files import make_private_folder
+from ..data.synthetic_secrets import canary_rows, secret_rows
 from ..reporting.audit_files import FINDINGS, write_audit
 from ..reporting.run_info import FILE as RUN_INFO
 from ..scoring.processes import on_main
 from .arguments import parse_job
-from .audit_arguments import AuditArguments, ExtractionArguments, HoldOutArguments, MembershipArguments
+from .audit_arguments import (
+    AuditArguments,
+    ExtractionArguments,
+    HoldOutArguments,
+    MembershipArguments,
+    SecretsArguments,
+)
 from .config_file import split_config
 from .errors import USER_ERRORS, report
 from .job import ScriptArguments
 
 KINDS = {
+    "secrets": "write invented records and canaries, to try the rest on",
     "hold_out": "set a random part of the data aside before training",
     "membership": "tell the rows that were trained on from those that were held out",
     "extraction": "complete training rows from their beginnings",
 }
 TYPES = {
+    "secrets": (SecretsArguments,),
     "hold_out": (ScriptArguments, HoldOutArguments),
     "membership": (ScriptArguments, AuditArguments, MembershipArguments),
     "extraction": (ScriptArguments, AuditArguments, ExtractionArguments),
@@ -51,12 +60,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # for attacks of the user's own; `python -m` has it, a console script does not
     try:
         kind, argv = _split_kind(sys.argv[1:] if argv is None else argv)
-        script, args, *options = parse_job(f"audit {kind}", TYPES[kind], argv)
-        PartialState(cpu=args.use_cpu)
-        if kind == "hold_out":
-            on_main(lambda: _hold_out(script, args))
+        parsed = parse_job(f"audit {kind}", TYPES[kind], argv)
+        PartialState(cpu=parsed[-1 if kind == "secrets" else 1].use_cpu)
+        if kind in ("secrets", "hold_out"):
+            on_main(lambda: {"secrets": _write_secrets, "hold_out": _hold_out}[kind](*parsed))
         else:
-            audit, folder = _plan(kind, script, args, options[0])
+            script, args, options = parsed
+            audit, folder = _plan(kind, script, args, options)
             auditing = True  # from here on, one process may fail alone
             result = audit(args.model_name_or_path)
             if args.checkpoints:
@@ -78,7 +88,7 @@ def _split_kind(argv: list[str]) -> tuple[str, list[str]]:
     config, rest = split_config(argv)
     if rest and rest[0] in ("-h", "--help"):
         width = max(map(len, KINDS))
-        print("usage: gradkit audit hold_out|membership|extraction [options]\n")
+        print("usage: gradkit audit secrets|hold_out|membership|extraction [options]\n")
         print("\n".join(f"  {name:<{width}}  {words}" for name, words in KINDS.items()), "\n")
         return "membership", rest if len(rest) == 1 else rest[1:]
     if not rest or rest[0] not in KINDS:
@@ -90,7 +100,24 @@ def _split_kind(argv: list[str]) -> tuple[str, list[str]]:
     return rest[0], [*(["--config", config] if config is not None else []), *rest[1:]]
 
 
-# ---- holding out ------------------------------------------------------------------------------------------------
+# ---- before training ------------------------------------------------------------------------------------------------
+
+
+def _write_secrets(args: SecretsArguments) -> None:
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (
+        ("records", secret_rows(args.rows, args.seed)),
+        ("canaries", canary_rows(args.canaries, args.seed)),
+    ):
+        temporary = folder / f"{name}.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, folder / f"{name}.jsonl")
+    print(
+        f"{args.rows} invented records are in {folder / 'records.jsonl'}, {args.canaries} canaries in "
+        f"{folder / 'canaries.jsonl'}.\nNext: gradkit audit hold_out --dataset_name "
+        f"{shlex.quote(str(folder / 'records.jsonl'))} --output_dir ..."
+    )
 
 
 def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:

@@ -180,3 +180,22 @@ class HoldOutArguments:
     document_column: str | None = field(default=None, metadata={"help": "Rows with the same value are kept together."})
     overwrite: bool = field(default=False, metadata={"help": "Replace another hold-out that is recorded there."})
     use_cpu: bool = field(default=False, metadata={"help": "Nothing is computed on an accelerator either way."})
+
+
+@dataclass
+class SecretsArguments:
+    """Options of `gradkit audit secrets`.
+
+    Args:
+        output_dir (`str`, *optional*, defaults to `"gradkit_demo/data"`): folder for `records.jsonl` and
+            `canaries.jsonl`.
+        rows (`int`, *optional*, defaults to `600`): records.
+        canaries (`int`, *optional*, defaults to `16`): canaries, each with 255 alternatives.
+        seed (`int`, *optional*, defaults to `0`): of the draw.
+    """
+
+    output_dir: str = field(default="gradkit_demo/data", metadata={"help": "Folder for the two files."})
+    rows: int = field(default=600, metadata={"help": "Records."})
+    canaries: int = field(default=16, metadata={"help": "Canaries, each with 255 alternatives."})
+    seed: int = field(default=0, metadata={"help": "Of the draw."})
+    use_cpu: bool = field(default=False, metadata={"help": "Nothing is computed on an accelerator either way."})
