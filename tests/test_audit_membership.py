@@ -328,6 +328,13 @@ def test_options_that_are_wrong(options, message, full, tmp_path):
         run(full, tmp_path, **options)
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_would_split_the_model(name, full, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"The audit was launched with {name}"):
+        run(full, tmp_path)
+
+
 def test_a_stream(full, tmp_path):
     with pytest.raises(ValueError, match="`dataset` is a IterableDataset"):
         run(full, tmp_path, records(5).to_iterable_dataset())

@@ -139,6 +139,7 @@ class AuditedModel:
             finally:
                 given.train(training).to(device)
             return
+        _check_launch()
         options = dict(self.options or {})
         if given is not self.model:
             options.pop("revision", None)
@@ -149,6 +150,17 @@ class AuditedModel:
         del model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _check_launch() -> None:
+    """Raise `ValueError` where accelerate was told to split models, which a model that is loaded here would not be."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"The audit was launched with {name}, under which models are not loaded whole, and it needs the whole "
+                "model in each process. Use --accelerate_config multi_gpu, or one process with device_map='auto' "
+                "(`model_init_kwargs`); PrivacyAuditCallback audits a model while it is trained under FSDP2 or ZeRO."
+            )
 
 
 def _is_saved(given: Any) -> bool:

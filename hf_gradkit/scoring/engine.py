@@ -106,11 +106,8 @@ def score_rows(
                 _check(columns, scorer.columns, batch, rows)
                 stream.append(batch, columns)
             bar.update(len(batch))
-        if (
-            in_step
-            and len(batches) % state.num_processes
-            and len(batches) % state.num_processes <= state.process_index
-        ):
+        over = len(batches) % state.num_processes  # so many processes had one batch more than the others
+        if in_step and over and state.process_index >= over:
             scorer.score([items[i] for i in batches[-1]])
     state.wait_for_everyone()
     on_main(work.finish)
