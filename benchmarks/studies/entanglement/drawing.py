@@ -56,9 +56,9 @@ def draw_checks(table: dict, path: Path) -> None:
             settings = [setting for setting in CHECKS if setting.startswith(optimizer)]
             rates = [CHECKS[setting]["learning_rate"] for setting in settings]
             shares = [table["checks"][world][setting]["agreement"]["mean"] for setting in settings]
-            left.plot(rates, shares, style, marker="o", color=colour, label=f"{world}, {optimizer}")
+            left.plot(rates, shares, style, marker=".", color=colour, label=f"{world}, {optimizer}")
     left.set(title="signs as predicted", xscale="log", xlabel="learning rate", ylim=(0.4, 1.02))
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7, handlelength=4)
     conditions = list(table["shared"])
     for axis, name, title in (
         (middle, "cosine", "cosine, DPO"),

@@ -39,9 +39,11 @@ def row(runs: Runs, baseline: Runs) -> dict:
         own, base = ({s: run["curve"][-1].get(name) for s, run in of.items()} for of in (runs, baseline))
         if None not in own.values():
             result |= {name: interval(list(own.values())), f"{name}_difference": paired(own, base)}
+            result[f"{name}_by_seed"] = own
     for name in DURING:
         own, base = ({s: during(run)[name] for s, run in of.items()} for of in (runs, baseline))
         result |= {name: interval(list(own.values())), f"{name}_difference": paired(own, base)}
+        result[f"{name}_by_seed"] = own
     halves = {s: baseline[s]["curve"][-1]["train_margin"] / 2 for s in runs if s in baseline}
     own, base = (
         {s: drift for s, half in halves.items() if (drift := at_margin(of[s]["curve"], half)) is not None}
@@ -60,7 +62,8 @@ def agreement(runs: Runs) -> dict:
         simple.append(statistics.fmean(max(share, 1 - share) for share in shares))
     of_steps = [[watched(line)["agreement"] for line in run["watched"]] for run in runs.values()]
     by_step = [statistics.fmean(step) for step in zip(*of_steps, strict=True)]
-    return {"agreement": interval(right), "yardstick": interval(simple), "by_step": by_step}
+    better = interval([a - b for a, b in zip(right, simple, strict=True)])
+    return {"agreement": interval(right), "yardstick": interval(simple), "difference": better, "by_step": by_step}
 
 
 def verdict(difference: dict | None) -> str:
@@ -110,7 +113,7 @@ def print_tables(table: dict) -> None:
     lines({c: rows["dpo"] for c, rows in table["shared"].items()}, [f"{name}_minus_separate" for name in names])
     for world, rows in table["checks"].items():
         print(f"\n## check: {world}\n")
-        lines(rows, ["agreement", "yardstick"])
+        lines(rows, ["agreement", "yardstick", "difference"])
 
 
 def main() -> None:
