@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import trl
-from audit_helpers import LENGTH, record_tokenizer, records, save_base
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_gradkit
+from audit_helpers import LENGTH, record_tokenizer, records, save_base
 from helpers import DEFAULTS, parameter_gap
 from hf_gradkit.audit import audit_membership, hold_out
 from hf_gradkit.callbacks.privacy_audit import FOLDER, PrivacyAuditCallback

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from audit_helpers import LENGTH, record_tokenizer, records, save_base
 from transformers import AutoTokenizer
 
+from audit_helpers import LENGTH, record_tokenizer, records, save_base
 from hf_gradkit.cli import main
 from hf_gradkit.reporting.audit_files import card_section, markdown, write_audit
 

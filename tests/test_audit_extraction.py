@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from audit_helpers import LENGTH, fit, memorise, record_tokenizer, records, save_base, slow_log_probs
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from audit_helpers import LENGTH, fit, memorise, record_tokenizer, records, save_base, slow_log_probs
 from hf_gradkit.audit import audit_extraction, hold_out
 from hf_gradkit.audit.evaluation import clopper_pearson
 from hf_gradkit.audit.extraction_figures import Guesses

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from audit_helpers import LENGTH, memorise, record_tokenizer, records, save_base
 from transformers import AutoTokenizer
 
+from audit_helpers import LENGTH, memorise, record_tokenizer, records, save_base
 from hf_gradkit.audit import audit_membership
 from hf_gradkit.audit.attacks import FeatureRecord, GradientNorm, StepRatio, Supervised
 from hf_gradkit.audit.evaluation import auc, null_error

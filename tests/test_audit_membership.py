@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from audit_helpers import LENGTH, memorise, record_tokenizer, records, save_base, slow_log_probs
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from audit_helpers import LENGTH, memorise, record_tokenizer, records, save_base, slow_log_probs
 from hf_gradkit.audit import audit_membership, hold_out
 from hf_gradkit.audit.attacks import TokenAttack, TokenRecord
 from hf_gradkit.audit.evaluation import auc, null_error

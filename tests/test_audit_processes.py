@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from audit_helpers import memorise, record_tokenizer, save_base
 from transformers import AutoTokenizer
 
+from audit_helpers import memorise, record_tokenizer, save_base
 from results import Results
 from workers.audit_cases import ROWS, audit, watch
 

@@ -5,9 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from audit_helpers import LENGTH, records
-
 import hf_gradkit
+from audit_helpers import LENGTH, records
 from helpers import DEFAULTS
 from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.audit import audit_extraction, audit_membership, hold_out
