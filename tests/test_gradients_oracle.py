@@ -46,3 +46,15 @@ def test_lora(family):
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, fan_in_fan_out=family == "gpt2")
     model = get_peft_model(base, config).eval()
     check(model, fused=True)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain head", "fused head"])
+@pytest.mark.parametrize("family", ["llama", "llama tied"])
+def test_layers_that_peft_trains_in_full(family, fused):
+    """`modules_to_save` puts copies inside wrappers, the output head's among them."""
+    base = build(family)
+    add_fused_lm_head(base)
+    torch.manual_seed(0)
+    saved = ["embed_tokens", "lm_head", "norm"]
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=saved, init_lora_weights=False)
+    check(get_peft_model(base, config).eval(), fused)

@@ -84,9 +84,14 @@ def find_sites(recorder: "Recorder", model: nn.Module, parameters: dict[str, nn.
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """Return the output head of a transformers model, or None."""
     try:
-        return model.get_output_embeddings()
+        head = model.get_output_embeddings()
     except (AttributeError, NotImplementedError):  # no transformers model, or one without a head
         return None
+    if head is None:
+        return None
+    # PEFT keeps a head that is trained in full (`modules_to_save`) as a copy inside a wrapper, which shows its weight.
+    weight = getattr(head, "weight", None)
+    return next((module for module in head.modules() if module._parameters.get("weight") is weight), head)
 
 
 def _is_tied_head(modules: list[nn.Module], head: nn.Module | None) -> bool:
