@@ -59,6 +59,17 @@ def test_figures_do_not_depend_on_the_split(policy, tmp_path):
             assert figure(run, name) == pytest.approx(figure(runs[0], name), rel=1e-3, abs=1e-5), name
 
 
+def test_an_epoch_whose_last_step_has_fewer_micro_batches(policy, tmp_path):
+    """12 pairs in micro-batches of 4, two a step: the second step has one, whose loss is not halved."""
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    runs = [
+        watched(THEIRS, policy, tmp_path / str(i), pairs(12), max_steps=2, **options)
+        for i, options in enumerate([split, {"per_device_train_batch_size": 8}])
+    ]
+    for name in ("chosen_norm", "rejected_norm", "cosine"):
+        assert figure(runs[0], name) == pytest.approx(figure(runs[1], name), rel=1e-3), name
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -241,7 +252,9 @@ def test_the_monitor_of_a_configuration(policy, tmp_path):
     plain = train_dpo(*OURS, policy, tmp_path / "plain", pairs(26))
     plain.save_state()
     assert "Gradient entanglement" not in write_report([tmp_path / "plain"]).read_text()
-    with pytest.raises(ValueError, match=r"`monitors` has 'entanglment', which DPOConfig does not know\. Did you mean"):
+    with pytest.raises(
+        ValueError, match=r"`monitors` has 'entanglment', which DPOConfig does not know\. Did you mean"
+    ):
         hf_gradkit.DPOConfig("out", monitors=["entanglment"], use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="`monitor_steps` must be a whole number"):
         hf_gradkit.DPOConfig("out", monitors=["entanglement"], monitor_steps=0, use_cpu=True, bf16=False)

@@ -2,13 +2,14 @@
 
 import importlib.util
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..gradients.errors import GradientRecordError
-from .gradient_monitor import GradientMonitor
+from .gradient_monitor import GradientMonitor, close_all
 from .observation import ForwardWatch
 from .watched_pairs import WatchedPairs, figures_of
 
@@ -101,11 +102,11 @@ class EntanglementCallback(GradientMonitor):
 
     def _watch(self, model: nn.Module) -> None:
         self._batches = []
-        self._forwards = ForwardWatch(model, self.observe, self._complain)
+        self._forwards = ForwardWatch(model, self.observe, partial(self._complain, model))
         self._stack.callback(self._forwards.close)
 
-    def _complain(self) -> None:
-        self._close()
+    def _complain(self, model: nn.Module) -> None:
+        close_all(model)
         raise GradientRecordError(
             "The model's output has no `log_probs` with a gradient, which tell the sign of each answer's pull. The "
             "entanglement monitor needs a trainer that uses TRL's fused head, such as DPOTrainer."
@@ -117,14 +118,14 @@ class EntanglementCallback(GradientMonitor):
             raise GradientRecordError(
                 "The loss does not depend on the `log_probs` of the model's output, so there are no pairs to watch."
             )
-        # The mean over the micro-batch and the accumulation divide each pair's own loss.
-        scale = args.gradient_accumulation_steps
         step, part = self.direction == "step", self._is_part(args)
-        self._batches.append(WatchedPairs.of(self._recorder, gradient, scale, step, part))
+        self._batches.append(WatchedPairs.of(self._recorder, gradient, step, part))
 
     def _report(self, args: Any, step: int, model: nn.Module) -> None:
         for batch, forward in zip(self._batches, self._forwards.forwards, strict=False):
             batch.changes = forward.changes(model)
+        for batch in self._batches:  # the last step of an epoch may have fewer of them than the others
+            batch.scale *= len(self._batches)
         figures, pairs = figures_of(self._batches)
         self._batches = []
         self.figures.add(step, {"entanglement/coverage": self._recorder.coverage, **figures}, {"pairs": pairs})

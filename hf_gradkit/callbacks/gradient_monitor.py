@@ -15,12 +15,17 @@ from .figures_log import FiguresLog
 
 logger = logging.getLogger(__name__)
 
+_WATCHING = "_hf_gradkit_monitors"
+
 
 class GradientMonitor(TrainerCallback):
     """Watches the gradients of every `monitor_steps`-th optimizer step, one micro-batch after the other.
 
     A subclass says what it needs of the recorder (`_needs`), takes in each micro-batch after its backward pass
     (`_take`) and ends the step (`_report`).
+
+    Callbacks are not told of an error or Ctrl-C in the middle of a step. Our trainers end the watching themselves;
+    what another trainer leaves on a model goes when any monitor begins to train that model again.
 
     Args:
         name: of the file of figures, `<output_dir>/<name>.jsonl`.
@@ -64,7 +69,8 @@ class GradientMonitor(TrainerCallback):
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._close()  # a run that was interrupted may have left something
+        close_all(model)  # a run that was interrupted may have left something, another trainer's even
+        self._close()
         check_backend(backend(), f"The figures of {type(self).__name__}", "leave the monitor out", tested=SHARDED)
         if args.fp16:
             raise ValueError("`fp16` scales the loss, and with it the gradients' norms. Use bf16 with the monitor.")
@@ -74,15 +80,18 @@ class GradientMonitor(TrainerCallback):
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self._close()
         if state.global_step % self.monitor_steps == 0:
+            watching = vars(model).setdefault(_WATCHING, [])
+            watching.append(self)
+            self._stack.callback(watching.remove, self)
             self._recorder = self._stack.enter_context(shared_recorder(model, **self._needs(args)))
             self._watch(model)
             self._name_uncovered()
 
-    def on_substep_end(self, args, state, control, **kwargs):
-        self._read(args)
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        self._read(args, model)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self._read(args)
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._read(args, model)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self._recorder is None:
@@ -100,13 +109,17 @@ class GradientMonitor(TrainerCallback):
         if state.is_world_process_zero:
             self._end(args)
 
-    def _read(self, args: Any) -> None:
+    def stop_watching(self) -> None:
+        """Take everything off the model, as after a run that was interrupted in the middle of a step."""
+        self._close()
+
+    def _read(self, args: Any, model: nn.Module) -> None:
         if self._recorder is None:
             return
         try:
             self._take(args)
         except BaseException:
-            self._close()  # the layers' own forwards come back, whatever happened
+            close_all(model)  # the layers' own forwards come back, whatever happened
             raise
 
     def _name_uncovered(self) -> None:
@@ -121,3 +134,9 @@ class GradientMonitor(TrainerCallback):
     def _close(self) -> None:
         self._stack.close()
         self._recorder = None
+
+
+def close_all(model: nn.Module) -> None:
+    """End the watching of all monitors of a model."""
+    for monitor in list(vars(model).get(_WATCHING, ())):
+        monitor._close()

@@ -29,7 +29,7 @@ class WatchedPairs:
         squares: squared norm of each row's gradient. (2m,)
         products: of chosen with rejected. (m,)
         signs: of the loss's derivative by each row's log-probability. (2m,)
-        scale: turns norms into those of a pair's own loss.
+        scale: turns norms into those of a pair's own loss, which the means over micro-batch and accumulation divide.
         along: each row's product with the micro-batch's summed gradient, for the direction of the step. (2m,)
         projections: of the rows, where other micro-batches or ranks have a part in the step. (2m, k)
         changes: of each row's log-probability by the step, once they were observed. (2m,)
@@ -44,13 +44,12 @@ class WatchedPairs:
     changes: Tensor | None = None
 
     @classmethod
-    def of(cls, recorder: Recorder, gradient: Tensor, scale: float, step: bool, sketched: bool) -> "WatchedPairs":
-        """Read the micro-batch that was just backpropagated.
+    def of(cls, recorder: Recorder, gradient: Tensor, step: bool, sketched: bool) -> "WatchedPairs":
+        """Read the micro-batch that was just backpropagated, as if it were a whole step.
 
         Args:
             recorder: recorded it.
             gradient: of the loss by the log-probabilities of tokens. (2m, t)
-            scale: see the class, for one pair.
             step: take the direction of the whole step too.
             sketched: of which this micro-batch is a part only.
 
@@ -68,7 +67,7 @@ class WatchedPairs:
             squares=squares,
             products=recorder.pair_products(),
             signs=coefficients.sign().to(squares),
-            scale=scale * (rows // 2),
+            scale=rows // 2,
             along=recorder.gram().sum(1) if step else None,
             projections=recorder.projections() if sketched else None,
         )

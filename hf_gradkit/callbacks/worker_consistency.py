@@ -164,6 +164,10 @@ class WorkerConsistencyCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self._stop()
 
+    def stop_watching(self) -> None:
+        """Take everything off model and trainer, as after a run that was interrupted in the middle of a step."""
+        self._stop()
+
     def _stop(self) -> None:
         self._watching = False
         if self._source is not None:

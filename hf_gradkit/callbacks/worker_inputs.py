@@ -57,8 +57,12 @@ class WorkerInputs:
             self._losses.append(loss.detach().float())
             return loss
 
+        own = vars(trainer).get("training_step")
         trainer.training_step = training_step
-        self._stack.callback(trainer.__dict__.pop, "training_step", None)
+        if own is None:
+            self._stack.callback(vars(trainer).pop, "training_step", None)
+        else:  # somebody else's, put on this trainer
+            self._stack.callback(setattr, trainer, "training_step", own)
 
     def _see(self, module: nn.Module, positional: tuple, keywords: dict[str, Any], output: Any) -> None:
         if not torch.is_grad_enabled():

@@ -41,6 +41,9 @@ class Balancing(GradientMonitor):
     def _needs(self, args: Any) -> dict[str, Any]:
         return {"mode": "norms"}
 
+    def _watch(self, model: Any) -> None:
+        self._sums = []  # of a step that was interrupted
+
     def _note(self, chosen: Tensor, rejected: Tensor) -> None:
         """Add the norms of a micro-batch to the step's sums. (n,) each"""
         there = (chosen > 0) & (rejected > 0)

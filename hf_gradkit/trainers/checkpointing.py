@@ -5,6 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from ..callbacks.gradient_monitor import GradientMonitor
+from ..callbacks.worker_consistency import WorkerConsistencyCallback
 from ..scoring.processes import on_main
 from .checkpoints import (
     CheckpointError,
@@ -27,7 +29,7 @@ class CheckpointMixin:
     - A checkpoint that was not written to its end, or that lost a file, is never resumed from.
     - SIGTERM lets the step end, writes a checkpoint, and exits with code 143; only where the run writes checkpoints
       at all, and nobody else handles the signal. A second SIGTERM ends the process at once.
-    - A run that ends with an error or Ctrl-C says which checkpoint is left.
+    - A run that ends with an error or Ctrl-C says which checkpoint is left, and leaves no monitor on the model.
     """
 
     def train(self, resume_from_checkpoint=None, *positional, **keywords):
@@ -40,6 +42,10 @@ class CheckpointMixin:
         except BaseException as error:
             self._say_what_is_left(error)
             raise
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, (GradientMonitor, WorkerConsistencyCallback)):
+                    callback.stop_watching()  # callbacks are not told of an error in the middle of a step
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if not resume:
