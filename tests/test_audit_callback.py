@@ -57,6 +57,18 @@ def audit(trainer, **options) -> PrivacyAuditCallback:
     return callback
 
 
+def test_the_monitor_of_a_configuration(base, split, tmp_path):
+    split.record.write(tmp_path / "run")
+    options = {"monitors": ["privacy_audit"], "num_train_epochs": 1}
+    trainer = make(base, tmp_path / "run", split, hf_gradkit.SFTTrainer, **options)
+    trainer.train()
+    (line,) = lines(tmp_path / "run")
+    assert 0 <= line["privacy_audit/auc_flora"] <= 1
+    assert any("privacy_audit/auc_flora" in entry for entry in trainer.state.log_history)
+    with pytest.raises(ValueError, match="`monitors` has 'privacy_audit', which DPOConfig does not know"):
+        hf_gradkit.DPOConfig("out", monitors=["privacy_audit"], use_cpu=True, bf16=False)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora", "ours"])
 def test_the_last_epochs_figures_are_those_of_the_audit_of_the_saved_model(kind, base, split, tmp_path):
     split.record.write(tmp_path / "run")

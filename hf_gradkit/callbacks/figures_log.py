@@ -62,8 +62,13 @@ class FiguresLog:
 
     def after_log(self, history: list[dict[str, Any]]) -> None:
         """Add what is pending to the last entry of the log history, if it is one of training."""
-        if self._trainer is None and history and "loss" in history[-1]:
+        if self._trainer is None and history and _of_training(history[-1]):
             history[-1].update(self.flush())
+
+
+def _of_training(logs: dict[str, Any]) -> bool:
+    """Whether logs are those of training steps, or of the run at its end, and not of an evaluation."""
+    return "loss" in logs or "train_loss" in logs
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -74,7 +79,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 def _with_figures(log: Any, figures_logs: list[FiguresLog]) -> Any:
     def logged(logs: dict[str, float], *positional: Any, **keywords: Any) -> None:
-        if "loss" in logs:
+        if _of_training(logs):
             for figures in figures_logs:
                 logs.update(figures.flush())
         log(logs, *positional, **keywords)

@@ -29,6 +29,8 @@ class SFTConfig(ExampleArguments, MonitorArguments, trl.SFTConfig):
 
     {MonitorArguments.__doc__}"""
 
+    MONITORS: ClassVar[tuple[str, ...]] = (*MonitorArguments.MONITORS, "privacy_audit")
+
 
 @dataclass
 class DPOConfig(PreferenceArguments, DataFilterArguments, MonitorArguments, trl.DPOConfig):

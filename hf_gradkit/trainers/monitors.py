@@ -13,8 +13,9 @@ class MonitorArguments:
     Args:
         monitors (`list[str]`, *optional*): what to watch while training: `"gradient_statistics"`
             ([`~hf_gradkit.GradientStatisticsCallback`]), `"worker_consistency"`
-            ([`~hf_gradkit.WorkerConsistencyCallback`]), and in preference training `"entanglement"`
-            ([`~hf_gradkit.EntanglementCallback`]).
+            ([`~hf_gradkit.WorkerConsistencyCallback`]); in supervised fine-tuning `"privacy_audit"`
+            ([`~hf_gradkit.PrivacyAuditCallback`]), which looks after each epoch; and in preference training
+            `"entanglement"` ([`~hf_gradkit.EntanglementCallback`]).
         monitor_steps (`int`, defaults to 10): watch every so many optimizer steps.
     """
 
@@ -24,7 +25,8 @@ class MonitorArguments:
     monitors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What to watch while training: 'gradient_statistics', 'worker_consistency', 'entanglement' (DPO)."
+            "help": "What to watch while training: 'gradient_statistics', 'worker_consistency', 'privacy_audit' "
+            "(SFT), 'entanglement' (DPO)."
         },
     )
     monitor_steps: int = field(default=10, metadata={"help": "Watch every so many optimizer steps."})
@@ -45,13 +47,19 @@ def build_monitors(args: Any, trainer: Any) -> list[Any]:
     names = getattr(args, "monitors", None) or []
     if not names:
         return []
-    from ..callbacks.entanglement import EntanglementCallback
-    from ..callbacks.gradient_statistics import GradientStatisticsCallback
-    from ..callbacks.worker_consistency import WorkerConsistencyCallback
+    return [_build(name, args.monitor_steps, trainer) for name in names]
+
+
+def _build(name: str, monitor_steps: int, trainer: Any) -> Any:
+    if name == "privacy_audit":  # looks after each epoch
+        from ..callbacks.privacy_audit import PrivacyAuditCallback
+
+        return PrivacyAuditCallback(trainer=trainer)
+    from .. import callbacks
 
     classes = {
-        "entanglement": EntanglementCallback,
-        "gradient_statistics": GradientStatisticsCallback,
-        "worker_consistency": WorkerConsistencyCallback,
+        "entanglement": callbacks.EntanglementCallback,
+        "gradient_statistics": callbacks.GradientStatisticsCallback,
+        "worker_consistency": callbacks.WorkerConsistencyCallback,
     }
-    return [classes[name](monitor_steps=args.monitor_steps, trainer=trainer) for name in names]
+    return classes[name](monitor_steps=monitor_steps, trainer=trainer)
