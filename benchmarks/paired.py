@@ -11,6 +11,7 @@ import cProfile
 import io
 import json
 import multiprocessing
+import os
 import pstats
 import random
 import resource
@@ -151,6 +152,8 @@ def measure(make: MakeTrainer, arms: list[str], options: argparse.Namespace, fol
     times = time_steps(make, arms, options, folder)
     memory: dict[str, list[float]] = {arm: [] for arm in arms}
     context = multiprocessing.get_context("spawn")
+    # Large blocks go back to the system as soon as they are free, so that resident memory is what is in use.
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536", MALLOC_ARENA_MAX="2")
     for _ in range(options.memory_rounds):
         for arm in arms:
             queue = context.Queue()
