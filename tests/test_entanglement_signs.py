@@ -37,6 +37,15 @@ def test_a_pair_without_gradient_is_inactive():
     assert not any(value.item() for value in outcomes.values())
 
 
+def test_a_pair_whose_gradients_have_nearly_vanished():
+    """Norms of 1e-12, 2e-12 and a cosine of .5: the product of the squares is below what float32 holds."""
+    square = torch.tensor([1e-24])
+    effect = Entanglement(square, 4 * square, -square, -torch.ones(1), torch.ones(1))
+    assert effect.cosine.item() == pytest.approx(0.5)
+    assert effect.norm_ratio.item() == pytest.approx(2.0)
+    assert not effect.outcomes()["inactive"].item()
+
+
 # ---- against one pair at a time -------------------------------------------------------------------------------------
 
 

@@ -127,7 +127,7 @@ class GradientStatisticsCallback(GradientMonitor):
         # What reaches the recorder is the ranks' number times the example's share of the mean over the step.
         scale = examples / len(everybody)
         noise = sum((part["noise"] for part in everybody), NoiseSums())
-        if not noise.pairs and examples > 1:
+        if not noise.pairs and examples > 1 and all(part["sketch"] is not None for part in everybody):
             noise = _across(noise, everybody)
         sums = {
             "noise": [noise.squares * scale**2, noise.examples, noise.products * scale**2, noise.pairs],
@@ -138,9 +138,9 @@ class GradientStatisticsCallback(GradientMonitor):
         }
         norms = torch.cat([part["norms"] for part in everybody]) * scale
         ids = [name for part in everybody for name in part["ids"]]
-        self._remember(sums, norms.tolist())
-        figures, outliers = self._figures(norms, ids, examples)
         rounded = [float(f"{value:.5g}") for value in norms.tolist()]
+        self._remember(sums, rounded)  # as a resumed run does
+        figures, outliers = self._figures(norms, ids, examples)
         self.figures.add(step, figures, {"outliers": outliers, "sums": sums, "norms": rounded})
 
     def _of_this_rank(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Entanglement:
     @property
     def cosine(self) -> Tensor:
         """Cosine of the two log-probabilities' own gradients, the loss's signs removed; 0 if one vanishes. (n,)"""
-        norms = (self.chosen_square * self.rejected_square).sqrt()
+        norms = self.chosen_square.sqrt() * self.rejected_square.sqrt()  # the product of the squares may underflow
         signs = self.chosen_sign * self.rejected_sign
         return torch.where(norms > 0, signs * self.product / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
 
