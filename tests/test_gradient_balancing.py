@@ -42,6 +42,13 @@ def test_the_average_takes_out_what_was_active():
     assert average.alpha == pytest.approx(1.0, abs=1e-3)
 
 
+def test_the_average_forgets_a_tenth_a_step():
+    average = LogRatio()
+    average.update(2.0)
+    average.update(5.0 - 2.0)  # of plain log ratio 5, while alpha = e takes out 2
+    assert average.value == pytest.approx(0.9 * 2.0 + 0.1 * 5.0)
+
+
 @pytest.mark.parametrize("options", LOSSES, ids=lambda o: str(o.get("loss_type", o.get("weighting"))))
 def test_each_pair_is_balanced_and_the_loss_is_the_same(options, policy, tmp_path):
     """The gradient is sum alpha A + B / alpha, with A and B from one backward a row of the trainer's own loss."""

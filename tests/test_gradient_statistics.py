@@ -6,12 +6,12 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling
+from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, step_logs, text_dataset, train
 from hf_gradkit import GradientStatisticsCallback
-from hf_gradkit.callbacks.step_examples import token_hash
+from hf_gradkit.callbacks.step_examples import ExampleNames, token_hash
 from hf_gradkit.gradients.statistics import NoiseSums, OutlierRule, add_group_sums, group_cosines, group_sums
 from hf_gradkit.reporting.gradient_statistics import read_statistics
 from hf_gradkit.reporting.page import write_report
@@ -37,6 +37,12 @@ def test_the_noise_scale_of_gaussians():
     assert NoiseSums.of(torch.ones(1, 1)).noise_scale is None  # one example says nothing
 
 
+def test_noise_sums_by_hand():
+    sums = NoiseSums.of(torch.tensor([[2.0, 1.0], [1.0, 4.0]])) + NoiseSums.of(torch.tensor([[3.0]]))
+    assert sums == NoiseSums(squares=9.0, examples=3, products=2.0, pairs=2)
+    assert sums.noise_scale == 2.0
+
+
 def test_cosines_of_sources_are_those_of_their_means():
     torch.manual_seed(0)
     means = {"a": torch.tensor([1.0, 0, 0]), "b": torch.tensor([-1.0, 1, 0]), "c": torch.tensor([0, 0, 2.0])}
@@ -56,13 +62,26 @@ def test_group_sums_by_hand():
     assert group_sums(gram, ["x", "y", "x"]) == {("x", "x"): (6.0, 2), ("x", "y"): (7.0, 2)}
 
 
+def test_cosines_from_few_examples():
+    """An estimate outside [-1, 1] is cut off; a source whose own length is not known yet has none."""
+    own = {("a", "a"): (2.0, 2), ("b", "b"): (2.0, 2)}
+    for product, cosine in ((9.0, 1.0), (-9.0, -1.0), (0.5, 0.25)):
+        assert group_cosines({**own, ("a", "b"): (product, 2)}) == {("a", "b"): cosine}
+    for unknown in (-2.0, 0.0):
+        assert group_cosines({**own, ("a", "a"): (unknown, 2), ("a", "b"): (1.0, 2)}) == {}
+
+
 def test_outliers():
     norms = torch.cat([torch.linspace(0.9, 1.1, 50), torch.tensor([2.0, 40.0])])
     threshold = OutlierRule().threshold(norms)
     assert 2.9 < threshold < 4.0  # three times the median: such norms hardly spread
     assert OutlierRule().threshold(norms[:10]) is None
     spread = torch.logspace(-2, 2, 101, dtype=torch.float64)
-    assert OutlierRule().threshold(spread) > 1000
+    # half of the logarithms are within log 10 of their median, which is zero
+    assert OutlierRule().threshold(spread) == pytest.approx(10 ** (5 * 1.4826), rel=1e-6)
+    unpulled = torch.cat([spread, torch.zeros(200)])  # examples without a gradient say nothing
+    assert OutlierRule().threshold(unpulled) == pytest.approx(OutlierRule().threshold(spread), rel=1e-6)
+    assert OutlierRule().threshold(unpulled[80:]) is None
 
 
 # ---- against one example at a time ----------------------------------------------------------------------------------
@@ -104,6 +123,18 @@ def test_figures_are_those_of_each_example_alone(tokenizer, tmp_path):
     found = {key: value for key, value in line.items() if key.startswith("gradients/cosine/")}
     assert found == pytest.approx({f"gradients/cosine/{a}|{b}": value for (a, b), value in expected.items()}, rel=1e-3)
     assert len(found) == 3
+
+
+def test_a_pair_is_one_example(policy, tmp_path):
+    """Its norm is what the trainer itself says of a step with that pair alone."""
+    options = {"learning_rate": 0.0, "max_grad_norm": 1.0}
+    alone = dpo(*THEIRS, policy, tmp_path / "a", pairs(8), per_device_train_batch_size=1, max_steps=8, **options)
+    alone.train()
+    together = dpo(*THEIRS, policy, tmp_path / "b", pairs(8), per_device_train_batch_size=8, max_steps=1, **options)
+    together.add_callback(GradientStatisticsCallback(trainer=together))
+    together.train()
+    (line,) = read_statistics(tmp_path / "b")
+    assert sorted(line["norms"]) == pytest.approx(sorted(step_logs(alone, "grad_norm")), rel=1e-3)
 
 
 def test_figures_do_not_depend_on_the_split(tokenizer, tmp_path):
@@ -190,6 +221,20 @@ def test_an_outlier_is_named(tokenizer, tmp_path):
             ids = [ids for ids in trainer.train_dataset["input_ids"] if len(ids) > 60]
             expected[folder] = token_hash(ids[0])
         assert named == [expected[folder]]
+
+
+def test_examples_are_named_by_their_tokens_without_padding(policy):
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    ids = torch.tensor([[0, 5, 6], [7, 8, 9], [4, 0, 0], [5, 6, 0]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    for pairs_of_rows, expected in ((False, [[5, 6], [7, 8, 9], [4], [5, 6]]), (True, [[5, 6, 4], [7, 8, 9, 5, 6]])):
+        names = ExampleNames(model, None, pairs_of_rows)
+        model(input_ids=ids, attention_mask=mask)
+        with torch.no_grad():
+            model(input_ids=ids[:2])  # a reference's forward
+        names.close()
+        assert names.of(0, len(expected)) == ([token_hash(row) for row in expected], None)
+        assert names.of(0, 3) == (["unknown"] * 3, None)
 
 
 def test_a_resumed_run_goes_on_with_its_window(tokenizer, tmp_path):

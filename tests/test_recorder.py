@@ -8,6 +8,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from gradient_helpers import SMALL, assert_gram, build, check, make_batch, oracle, row_losses
 from hf_gradkit.gradients import GradientRecordError, record_gradients
+from hf_gradkit.gradients.sharing import shared_recorder
 
 
 def recorded(model, mode="gram", fused=True, **keywords):
@@ -261,3 +262,21 @@ def test_everything_is_taken_off_again():
     assert not any("forward" in vars(m) for name, m in model.named_modules() if name)
     assert before == {name: type(m).forward for name, m in model.named_modules()}
     check(model, fused=True)
+
+
+def test_a_shared_recorder_keeps_what_the_most_demanding_asks_for():
+    """Whoever comes first; and the documents of a flattened batch stay its rows."""
+    model = build("llama")
+    ids, positions = torch.arange(1, 10)[None], torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with (
+        shared_recorder(model, "gram", projections=4, documents=True) as recorder,
+        shared_recorder(model, "norms") as other,
+    ):
+        assert other is recorder
+        assert recorder.is_shared
+        model(input_ids=ids, position_ids=positions, use_cache=False).logits.square().mean().backward()
+        assert recorder.gram().shape == (2, 2)
+        assert recorder.projections().shape == (2, 4)
+        with pytest.raises(ValueError, match="4 projections of seed 0 already"):
+            shared_recorder(model, "norms", projections=8).__enter__()
+    assert "forward" not in vars(model.model.layers[0].mlp.up_proj)

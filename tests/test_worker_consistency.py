@@ -9,7 +9,14 @@ import torch
 from helpers import make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
 from hf_gradkit.callbacks.shard_check import ShardCheck, row_hashes
-from hf_gradkit.gradients.workers import ChangeWithin, GradientSketch, NoiseWithin, mean_cosine, pairwise_cosines
+from hf_gradkit.gradients.workers import (
+    ChangeWithin,
+    GradientSketch,
+    NoiseWithin,
+    dispersion,
+    mean_cosine,
+    pairwise_cosines,
+)
 from launch import launch
 
 WORKER = Path(__file__).parent / "workers" / "consistency_cases.py"
@@ -44,6 +51,23 @@ def test_the_healthy_cosine_is_that_of_simulated_workers():
     assert noise.ratio == pytest.approx(1.0, abs=0.1)
     assert NoiseWithin(5).expected_cosine(8.0) is None
     assert NoiseWithin(5).ratio is None
+
+
+def test_the_healthy_cosine_is_that_of_the_last_steps():
+    """8 steps count: |G|^2 = 4 and tr S = 8 at first, 16 from then on."""
+    noise = NoiseWithin(100)
+    noise.update(small=4.0, of_small=8.0, large=4.0, of_large=8.0, products=1.0)  # the same size: nothing is known
+    assert noise.noise_scale is None
+    for trace, steps in ((8.0, 20), (16.0, 8)):
+        for _ in range(steps):
+            noise.update(4 + trace, 1.0, 4 + trace / 8, 8.0, products=4.0)
+        assert noise.noise_scale == pytest.approx(trace / 4)
+        assert noise.expected_cosine(8.0) == pytest.approx(8 / (8 + trace / 4))
+    assert noise.ratio == pytest.approx(1.0)
+
+
+def test_dispersion_is_around_the_workers_own_mean():
+    assert dispersion(torch.tensor([1.0, 3.0])) == 1.0
 
 
 def test_the_healthy_dispersion_knows_no_constant_difference():
@@ -88,6 +112,13 @@ def test_hashes_are_of_tokens_and_not_of_padding():
         plain[0].item(),
         row_hashes(torch.tensor([[6, 5]]), None).item(),
     ]
+
+
+def test_an_example_that_two_workers_see_is_one_example():
+    check = ShardCheck(2)
+    check.add([[1, 2], [2, 3]])
+    check.add([[1, 4], [5, 5]])
+    assert check.distinct == 5
 
 
 @pytest.mark.parametrize(("copies", "steps"), [(1, 20), (4, 64)], ids=["all different", "every row four times"])
