@@ -62,6 +62,7 @@ COMMON = {
     "max_steps": 3,
     "lr_scheduler_type": "constant",
     "learning_rate": 0.3,
+    "optim_args": "momentum=0.9",  # a state to resume; FSDP2 cannot resume an optimizer without one
     "ddp_find_unused_parameters": False,
     "save_strategy": "steps",
     "save_steps": 1,
@@ -154,8 +155,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         "# Jobs on backends",
         "",
         "Made by `python benchmarks/backends_table.py`, every cell from two CPU processes (gloo): a tiny Llama in",
-        "float32, SGD, three optimizer steps of eight examples. A cell is the largest difference of a parameter of",
-        "the saved model (for scoring, of a reward margin)",
+        "float32, SGD with momentum, three steps of eight examples. A cell is the largest difference of a parameter",
+        "of the saved model (for scoring, of a reward margin)",
         "",
         f"- to what one process makes of the same examples: rounding, `yes` up to {TOLERANCE:g};",
         "- to the uninterrupted run, when the run is resumed from its second checkpoint: `yes` to the bit;",

@@ -154,7 +154,8 @@ def wrapping(trainer: Any) -> dict[str, Any]:
     def is_sharded(parameter: Any) -> bool:
         if hasattr(parameter, "ds_tensor"):  # ZeRO-3
             return parameter.ds_tensor.numel() < parameter.ds_numel
-        return isinstance(parameter, DTensor) and parameter.to_local().numel() < parameter.numel()
+        # By its placement: of a reward head, a single row, the first process holds all.
+        return isinstance(parameter, DTensor) and any(placement.is_shard() for placement in parameter.placements)
 
     wrapped = trainer.model_wrapped
     sharded = {is_sharded(parameter) for parameter in wrapped.parameters()}
