@@ -74,3 +74,24 @@ def test_figures_between_two_logs_are_averaged_into_that_of_training(tmp_path):
     assert history == [{"eval_loss": 1.0}, {"loss": 1.0, "a": 1.5, "b": 5.0}, {"eval_loss": 2.0}]
     lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert lines[1] == {"step": 2, "a": 2.0, "b": 5.0, "details": 2}
+
+
+def test_an_answer_that_did_not_move_agrees_with_nothing():
+    g = torch.tensor([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0], [0, 1.0], [0, 1.0]])  # every pair goes as meant
+    signs = torch.tensor([-1.0, -1, -1, 1, 1, 1])
+    changes = torch.tensor([0.1, 0.1, 0.0, -0.1, 0.0, 0.0])
+    table = dict(zip(COLUMNS, watched_pairs(g, signs, changes=changes).table(None).T, strict=True))
+    assert table["agreement"][:2].tolist() == [1.0, 1.0]
+    assert table["agreement"][2].isnan()
+
+
+def test_two_monitors_of_one_file_are_refused(tmp_path):
+    class Trainer:
+        def log(self, logs):
+            pass
+
+    trainer = Trainer()
+    FiguresLog("entanglement", trainer).start(str(tmp_path), 0, True)
+    FiguresLog("gradient_statistics", trainer).start(str(tmp_path), 0, True)
+    with pytest.raises(ValueError, match=r"Two monitors of this trainer write entanglement\.jsonl"):
+        FiguresLog("entanglement", trainer).start(str(tmp_path), 0, True)

@@ -40,6 +40,11 @@ class FiguresLog:
                 taken = []
                 self._trainer.log = _with_figures(self._trainer.log, taken)
             if self not in taken:
+                if any(other._name == self._name for other in taken):
+                    raise ValueError(
+                        f"Two monitors of this trainer write {self._name}.jsonl and log the same figures. Leave one "
+                        "of them out."
+                    )
                 taken.append(self)
 
     def add(self, step: int, figures: dict[str, float], details: dict[str, Any]) -> None:

@@ -132,10 +132,16 @@ def figures_of(batches: list[WatchedPairs]) -> tuple[dict[str, float], list[list
 
 
 def _observed(effect: Entanglement, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """Return what the step did, and for which share of a pair's two answers it is what was said. (m,) each"""
+    """Return what the step did, and which share of a pair's two answers went where it was said. (m,) each
+
+    An answer that did not move at all (a learning rate of 0 in the first step of a warm-up) went nowhere: it is not
+    counted, and a pair of two such answers has no agreement (NaN).
+    """
     rose, fell = chosen > 0, rejected < 0
-    agreement = (rose == effect.chosen_rises).float() + (fell == effect.rejected_falls).float()
-    return {"observed_chosen_rises": rose, "observed_rejected_falls": fell, "agreement": agreement / 2}
+    moved = torch.stack([chosen != 0, rejected != 0])
+    right = torch.stack([rose == effect.chosen_rises, fell == effect.rejected_falls]) & moved
+    agreement = right.sum(0) / moved.sum(0)  # 0 / 0 is NaN
+    return {"observed_chosen_rises": rose, "observed_rejected_falls": fell, "agreement": agreement}
 
 
 def row_coefficients(gradient: Tensor) -> Tensor:

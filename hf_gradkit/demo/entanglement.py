@@ -134,7 +134,8 @@ def shares(folder: Path) -> dict[str, float]:
     """Return the means over the watched steps of what was predicted, what was seen, and how often that agreed."""
     lines = read_entanglement(folder)
     names = ("chosen_rises", "observed_chosen_rises", "agreement")
-    return {name: statistics.fmean(line[f"entanglement/{name}"] for line in lines) for name in names}
+    keys = {name: f"entanglement/{name}" for name in names}  # a step that moved nothing has no agreement
+    return {name: statistics.fmean(line[key] for line in lines if key in line) for name, key in keys.items()}
 
 
 def summary(runs: dict[str, Run], rewards: dict[str, list[float]], times: list[float]) -> str:
