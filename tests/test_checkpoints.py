@@ -137,6 +137,9 @@ def test_only_so_many_checkpoints_are_kept(tokenizer, tmp_path):
 def test_data_or_batch_of_another_size(rows, changes, part, copied, tokenizer):
     with pytest.raises(ValueError, match=part):
         train(*SFT, tokenizer, copied, text_dataset(rows), resume=True, **{**OPTIONS, **changes})
+    anew = {**OPTIONS, **changes, "ignore_data_skip": True}
+    trainer = train(*SFT, tokenizer, copied, text_dataset(rows), resume=True, **anew)
+    assert trainer.state.global_step > 6
 
 
 def test_the_same_step_may_be_split_otherwise(whole, copied, tokenizer):

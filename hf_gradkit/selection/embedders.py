@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
+from .._compat import whole_models
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
 from ..scoring.rewards import position_limit
@@ -47,7 +48,8 @@ class HiddenStates(Component):
         def make():
             options = {"trust_remote_code": self.trust_remote_code}
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-            model = AutoModel.from_pretrained(str(folder), dtype=self.dtype, **options).eval().to(work.device)
+            with whole_models():
+                model = AutoModel.from_pretrained(str(folder), dtype=self.dtype, **options).eval().to(work.device)
             limit = min(self.max_length, position_limit(model) or self.max_length)
             texts = [text or " " for text in prompts.texts]
             sequences = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]

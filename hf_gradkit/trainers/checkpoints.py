@@ -151,7 +151,8 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
     """Raise `ValueError` for a checkpoint that this run cannot continue exactly.
 
     Without sharding any number of processes goes on from a checkpoint of another number; with it, that is not tested
-    (FSDP2) or impossible (DeepSpeed). A step must hold as many examples as before, and the data as many rows.
+    (FSDP2) or impossible (DeepSpeed). A step must hold as many examples as before, and the data as many rows, unless
+    `ignore_data_skip` says that the data begin anew.
     """
     written = read_facts(checkpoint)
     if written is None:
@@ -165,11 +166,14 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
             "optimizer's state. Resume with the processes and the --accelerate_config it was written with, or begin a "
             f"new run from its weights with model_name_or_path={checkpoint}."
         )
+    if trainer.args.ignore_data_skip:
+        return
     if None not in (written["rows"], now["rows"]) and written["rows"] != now["rows"]:
         raise ValueError(
             f"The training data has {now['rows']} rows, and had {written['rows']} when {checkpoint} was written: "
             "other examples would be left out or repeated. Was the file cut short or changed? Resume with the same "
-            f"data, or begin a new run from its weights with model_name_or_path={checkpoint}."
+            f"data, set ignore_data_skip=True to begin the data anew, or begin a new run with model_name_or_path="
+            f"{checkpoint}."
         )
     if None not in (written["examples_per_step"], now["examples_per_step"]) and (
         written["examples_per_step"] != now["examples_per_step"]
@@ -178,7 +182,7 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
             f"An optimizer step has {now['examples_per_step']} examples, and had {written['examples_per_step']} when "
             f"{checkpoint} was written, so the run would not go on at the same place of the data. Set "
             "`per_device_train_batch_size` or `gradient_accumulation_steps` such that their product with the number "
-            f"of processes is {written['examples_per_step']}."
+            f"of processes is {written['examples_per_step']}, or ignore_data_skip=True to begin the data anew."
         )
 
 
