@@ -9,7 +9,7 @@ from datasets import Dataset
 from helpers import make_rows
 from hf_gradkit.scoring import add_difficulty
 
-ALL = ("loss", "perplexity", "el2n", "grand")
+ALL = ("loss", "perplexity", "el2n", "grand", "token_accuracy")
 
 
 def sft_rows(kind: str, n: int = 12) -> list[dict]:
@@ -59,6 +59,7 @@ def plain_scores(model, row) -> dict[str, float]:
         "perplexity": loss.exp().item(),
         "el2n": (log_p.exp() - onehot).norm(dim=1).mean().item(),
         "grand": torch.stack(squares).sum().sqrt().item(),
+        "token_accuracy": (log_p.argmax(1) == labels).double().mean().item(),
     }
 
 

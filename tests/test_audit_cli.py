@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from audit_helpers import LENGTH, record_tokenizer, records, save_base
 from hf_gradkit.cli import main
-from hf_gradkit.reporting.audit_files import card_section, markdown, write_audit
+from hf_gradkit.reporting.audit_files import card_section, write_audit
+from hf_gradkit.reporting.blocks import markdown
 
 TRAIN = f"""
     --max_length {LENGTH} --num_train_epochs 12 --per_device_train_batch_size 8 --learning_rate 3e-3 --bf16 false

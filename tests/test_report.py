@@ -130,9 +130,9 @@ def cells(page: str) -> list[list[str]]:
 def test_preference_runs_have_sections_of_their_own(preference_runs):
     names = ["madpo", "beta_dpo", "rpo", "trl"]
     page = write_report([preference_runs / name for name in names]).read_text()
-    always = ["Losses", "Weights", "Groups"]
+    always, last = ["Losses", "Weights", "Groups"], ["Throughput"]
     further = ["Implicit rewards", "Drift of log-probabilities", "Reward margins", "beta-DPO"]
-    assert titles(page) == always + further
+    assert titles(page) == always + further + last
     assert page.count("These runs logged nothing") == 1  # no groups
     heading, *rows = cells(page)
     assert [row[0] for row in rows] == names
@@ -146,13 +146,13 @@ def test_preference_runs_have_sections_of_their_own(preference_runs):
 
 def test_a_reward_model_has_a_section(preference_runs):
     page = write_report([preference_runs / "reward"]).read_text()
-    assert titles(page)[-1] == "Reward model"
+    assert titles(page)[-2:] == ["Reward model", "Throughput"]
     assert "Implicit rewards" not in page
 
 
 def test_sections_of_pairs_are_not_shown_for_text(runs):
     page = write_report([runs / "weighted"], runs / "text.html").read_text()
-    assert titles(page) == ["Losses", "Weights", "Groups"]
+    assert titles(page) == ["Losses", "Weights", "Groups", "Throughput"]
     assert "pairs" not in "".join(cells(page)[0])
 
 

@@ -59,6 +59,20 @@ def test_other_models(family, tmp_path):
     assert_scores(scored, model, tokenize_sft(data, None))
 
 
+def test_the_share_of_tokens_that_are_first_choices(model, tmp_path):
+    """Labels are the model's own first choices at the first k positions, and another token after them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for right in (0, 1, 4, 9):
+        ids = rng.integers(5, 200, 10)
+        with torch.no_grad():
+            best = model.eval()(input_ids=torch.tensor(ids)[None]).logits[0].argmax(-1).numpy()
+        labels = np.where(np.arange(9) < right, best[:-1], (best[:-1] + 1) % 200)
+        rows.append({"input_ids": ids.tolist(), "labels": [-100, *labels.tolist()]})
+    scored = add_difficulty(Dataset.from_list(rows), model, "token_accuracy", cache_folder=tmp_path, batch_size=3)
+    assert scored["token_accuracy"] == pytest.approx([0, 1 / 9, 4 / 9, 1])
+
+
 def test_very_sure_predictions(tmp_path):
     """Where p is nearly 1, EL2N is a difference of numbers that are nearly the same: right within 2e-4."""
     model, rng = build("llama"), np.random.default_rng(0)
@@ -227,11 +241,11 @@ def test_two_checkpoints(score, tokenizer, tmp_path):
     columns = {name: np.array(scored[name]) for name in per_score}
     for number, model in enumerate(models):
         assert_scores(scored, model.eval(), rows, suffix=f"_{number}")
-    for name in ("loss", "el2n", "grand"):
+    for name in ("loss", "el2n", "grand", "token_accuracy"):
         assert columns[name] == pytest.approx((columns[f"{name}_0"] + columns[f"{name}_1"]) / 2)
     assert columns["perplexity"] == pytest.approx(np.exp(columns["loss"]))
     assert scored["difficulty_model"][0].count("@") == 2
-    assert score(data, folders[:1], tokenizer=None).column_names[-5:-1] == list(ALL)
+    assert score(data, folders[:1], tokenizer=None).column_names[-6:-1] == list(ALL)
 
 
 def test_checkpoints_must_tokenise_alike(score, model, tokenizer, tmp_path):

@@ -25,7 +25,7 @@ from hf_gradkit.scoring.work import read_stream
 from launch import launch
 from results import Results
 
-ALL = ["el2n", "grand", "loss", "perplexity"]
+ALL = ["el2n", "grand", "loss", "perplexity", "token_accuracy"]
 WORKER = Path(__file__).parent / "workers" / "difficulty_cases.py"
 
 

@@ -31,7 +31,8 @@ class ScoreArguments:
 
     Args:
         by (`list[str]`, *optional*, defaults to `["reward"]`): what the scores are: `"reward"` for reward margins of
-            preference pairs; of SFT data one or several of `"loss"`, `"perplexity"`, `"el2n"`, `"grand"`.
+            preference pairs; of SFT data one or several of `"loss"`, `"perplexity"`, `"el2n"`, `"grand"`,
+            `"token_accuracy"`.
         model_name_or_path (`str`): folder or name of the model; for rewards, a folder of folds scores each pair by the
             model that did not see it.
         checkpoints (`list[str]`, *optional*): for SFT data, several folders instead: a column each, and their mean.
@@ -52,7 +53,7 @@ class ScoreArguments:
         default_factory=lambda: [REWARD],
         metadata={
             "help": "What the scores are: 'reward' for reward margins of preference pairs; of SFT data one or several "
-            "of 'loss', 'perplexity', 'el2n', 'grand'."
+            "of 'loss', 'perplexity', 'el2n', 'grand', 'token_accuracy'."
         },
     )
     model_name_or_path: str | None = field(

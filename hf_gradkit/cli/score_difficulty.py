@@ -1,4 +1,4 @@
-"""What `gradkit score --by loss|perplexity|el2n|grand` does: how hard SFT examples are for a model."""
+"""What `gradkit score --by loss|perplexity|el2n|grand|token_accuracy` does: how hard SFT examples are for a model."""
 
 import shlex
 from pathlib import Path
@@ -64,9 +64,9 @@ def write(dataset: Dataset, scores: Difficulty, output: Path) -> None:
 
 
 def _next(by: tuple[str, ...], data: str) -> str:
-    """Return what to run on scored data; the loss selects as the perplexity does, and has no selector of its own."""
+    """Return what to run on scored data: a selector by one of the scores, if there is one."""
     train = f"gradkit sft --dataset_name {data} --model_name_or_path ..."
-    selector = next((name for name in by if name != "loss"), None)
+    selector = next((name for name in by if name in ("perplexity", "el2n", "grand")), None)
     if selector is None:
         return f"Train on it, or on a part that you choose by the column: {train}"
     return (

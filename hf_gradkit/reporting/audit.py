@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import COLOURS, _coloured, _panels
-from .runs import Run
+from .runs import AUDIT, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOLDER = "_audit"  # in a model's folder
 MEMBERSHIP, EXTRACTION = "membership.json", "extraction.json"
 LOG = "privacy_audit.jsonl"  # of PrivacyAuditCallback
 
@@ -91,7 +90,7 @@ def audit_figure(runs: list[Run]) -> "Figure | None":
 
 def read_membership(folder: str | Path) -> dict[str, Any] | None:
     """Return the figures of the membership audit in a model's folder, or None."""
-    path = Path(folder) / FOLDER / MEMBERSHIP
+    path = Path(folder) / AUDIT / MEMBERSHIP
     return json.loads(path.read_text()) if path.is_file() else None
 
 

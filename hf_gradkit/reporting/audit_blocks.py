@@ -3,30 +3,10 @@
 Everything comes from an audit's figures; no text of an example is in them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from .audit_words import advice, bounds, canary_sentence, extraction_findings, membership_findings, stamps
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a report: a heading, and below it paragraphs, a table, a picture.
-
-    Attributes:
-        title: its heading.
-        text: paragraphs.
-        headings: of the table's columns.
-        rows: of the table; a cell that begins with "~" is greyed out.
-        draw: makes the picture, or None.
-    """
-
-    title: str
-    text: tuple[str, ...] = ()
-    headings: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    draw: Callable[[], Any] | None = None
+from .blocks import Block
 
 
 def membership_blocks(figures: dict[str, Any]) -> list[Block]:

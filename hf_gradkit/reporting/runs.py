@@ -13,6 +13,7 @@ from typing import Any
 from .run_info import FILE as RUN_INFO
 
 STATE = "trainer_state.json"
+AUDIT = "_audit"  # of `gradkit audit`, in a model's folder
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,39 @@ class Run:
         return next((step for step, seen in zip(*self.series(key), strict=True) if seen <= value), None)
 
 
+def is_run(folder: str | Path) -> bool:
+    """Return whether a folder holds the logs of a run, or a model that was audited."""
+    return _state_of(Path(folder)) is not None or (Path(folder) / AUDIT).is_dir()
+
+
 def read_run(folder: str | Path) -> Run:
     """Read a run from its output folder, or from its newest checkpoint if it has not ended.
+
+    A model's folder without logs is read where it was audited; it has no history.
 
     Raises:
         FileNotFoundError: if the folder holds no run; the message says what was looked for.
         ValueError: if a log is not readable.
     """
     folder = Path(folder)
-    candidates = [folder / STATE, *sorted(folder.glob(f"checkpoint-*/{STATE}"), key=_step_of, reverse=True)]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
+    path = _state_of(folder)
+    if path is None and not is_run(folder):
         raise FileNotFoundError(
             f"{str(folder)!r} holds no run: there is neither {STATE} nor checkpoint-*/{STATE} in it. Give the "
-            "`output_dir` of a training run."
+            "`output_dir` of a training run, of `gradkit select` or `gradkit score`, or an audited model."
         )
     info = folder / RUN_INFO
     try:
-        history = json.loads(path.read_text())["log_history"]
+        history = [] if path is None else json.loads(path.read_text())["log_history"]
         details = json.loads(info.read_text()) if info.is_file() else {}
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"The log of {str(folder)!r} is not readable ({type(error).__name__}: {error}).") from error
     return Run(folder.resolve().name, folder, history, details)
+
+
+def _state_of(folder: Path) -> Path | None:
+    candidates = [folder / STATE, *sorted(folder.glob(f"checkpoint-*/{STATE}"), key=_step_of, reverse=True)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _step_of(path: Path) -> int:

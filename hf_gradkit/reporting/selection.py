@@ -1,15 +1,15 @@
 """The page of a selection: what was kept and dropped, in pictures and in samples, beside a random choice."""
 
-import html
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
+from .blocks import Block, html_page
 from .figures import COLOURS, _panels, require_matplotlib
-from .page import STYLE, _png, _table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,22 +59,39 @@ def write_selection_report(report: dict[str, Any], scores: Dataset, path: str | 
 
 def render(report: dict[str, Any], scores: Dataset) -> str:
     """Return the page as HTML with its figures inside; it loads nothing."""
-    title = f"hf_gradkit selection: {report['kept']} of {report['rows']} rows by {report['by']}"
-    parts = [f"<p>{html.escape(sentence)}</p>" for sentence in sentences(report)]
-    values = {name: np.array(scores[name], dtype=np.float64) for name in DRAWN if name in scores.column_names}
-    rows = {"all": slice(None), **{part: np.array(scores[part], dtype=bool) for part in ("kept", "random")}}
-    parts.append("<h2>Before and after</h2>" + _image("before and after", distributions(values, rows)))
+    return html_page(f"hf_gradkit selection: {headline(report)}", selection_blocks(report, scores))
+
+
+def headline(report: dict[str, Any]) -> str:
+    """Return how many rows were kept, of how many, and by what."""
+    return f"{report['kept']} of {report['rows']} rows by {report['by']}"
+
+
+def selection_blocks(report: dict[str, Any], scores: Dataset) -> list[Block]:
+    """Return what there is to say and to see of a selection; arguments are those of `write_selection_report`."""
+    values, rows = _drawn(scores)
+    blocks = [
+        Block("", tuple(sentences(report))),
+        Block("Before and after", draw=lambda: distributions(values, rows)),
+    ]
     if "margin" in values and "chosen_length" in values:
-        rejected = np.array(scores["rejected_length"], dtype=np.float64)
-        figure = margin_and_length(values["margin"], values["chosen_length"] - rejected, rows["kept"])
-        parts.append("<h2>Margin and length</h2>" + _image("margin and length", figure))
-    parts += [_figures(report), _prompts(report), *_samples(report), _options(report)]
-    body = "\n".join(part for part in parts if part)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n'
-        "</body></html>\n"
-    )
+        longer = values["chosen_length"] - np.array(scores["rejected_length"], dtype=np.float64)
+        picture = partial(margin_and_length, values["margin"], longer, rows["kept"])
+        blocks.append(Block("Margin and length", draw=picture))
+    return [*blocks, _figures(report), *_prompts(report), *_samples(report), _options(report)]
+
+
+def selection_block(name: str, report: dict[str, Any], scores: Dataset) -> Block:
+    """Return a selection at a glance, for a page that shows other things as well."""
+    values, rows = _drawn(scores)
+    picture = partial(distributions, values, rows)
+    return Block(f"Selection {name}: {headline(report)}", tuple(sentences(report)), draw=picture)
+
+
+def _drawn(scores: Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the figures that are drawn, and which rows belong to each part. (n,) each"""
+    values = {name: np.array(scores[name], dtype=np.float64) for name in DRAWN if name in scores.column_names}
+    return values, {"all": slice(None), **{part: np.array(scores[part], dtype=bool) for part in ("kept", "random")}}
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
@@ -169,43 +186,37 @@ def _histograms(axis: "Axes", parts: dict[str, np.ndarray]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _image(name: str, figure: "Figure") -> str:
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
-
-
-def _figures(report: dict[str, Any]) -> str:
+def _figures(report: dict[str, Any]) -> Block:
     rows = []
     for name, parts in report["figures"].items():
-        cells = [f"{parts[part]['mean']:.4g} ± {parts[part]['std']:.3g}" for part in PARTS]
-        rows.append([name, *cells])
-    return "<h2>Means and standard deviations</h2>" + _table(["figure", *PARTS.values()], rows)
+        rows.append((name, *(f"{parts[part]['mean']:.4g} ± {parts[part]['std']:.3g}" for part in PARTS)))
+    return Block("Means and standard deviations", (), ("figure", *PARTS.values()), tuple(rows))
 
 
-def _prompts(report: dict[str, Any]) -> str:
+def _prompts(report: dict[str, Any]) -> list[Block]:
     if "prompts" not in report:
-        return ""
+        return []
     rows = [
-        [end, f"{prompt['distance']:.4g}", prompt["prompt"]]
+        (end, f"{prompt['distance']:.4g}", prompt["prompt"])
         for end, prompts in report["prompts"].items()
         for prompt in prompts
     ]
-    return "<h2>Prompts with the nearest and the farthest others</h2>" + _table(["", "distance", "prompt"], rows)
+    return [Block("Prompts with the nearest and the farthest others", (), ("", "distance", "prompt"), tuple(rows))]
 
 
-def _samples(report: dict[str, Any]) -> list[str]:
-    parts = []
+def _samples(report: dict[str, Any]) -> list[Block]:
+    blocks = []
     for name, samples in report["samples"].items():
         names = [key for key in ("row", "score", "prompt", "chosen", "rejected", "completion") if key in samples[0]]
-        rows = [[_cell(sample.get(key, "")) for key in names] for sample in samples]
-        parts.append(f"<h2>Samples: {html.escape(name)}</h2>" + _table(names, rows))
-    return parts
+        rows = tuple(tuple(_cell(sample.get(key, "")) for key in names) for sample in samples)
+        blocks.append(Block(f"Samples: {name}", (), tuple(names), rows))
+    return blocks
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _options(report: dict[str, Any]) -> str:
-    rows = [[name, str(value)] for name, value in report["options"].items()]
-    rows += [[name, str(version)] for name, version in report["versions"].items()]
-    return f"<details><summary>Options and versions</summary>{_table(['option', 'value'], rows)}</details>"
+def _options(report: dict[str, Any]) -> Block:
+    rows = [(name, str(value)) for name, value in (*report["options"].items(), *report["versions"].items())]
+    return Block("Options and versions", (), ("option", "value"), tuple(rows), folded=True)

@@ -1,5 +1,6 @@
 """The files that a selection leaves: scores of all rows, figures, and a page."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..scoring.work import write_json
 from .selection import write_selection_report
 
 SCORES, FIGURES, PAGE = "scores.parquet", "selection.json", "report.html"
+FILTER = "data_filter"  # the folder of a run's own selection, in its output folder
 
 
 def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path, **facts: Any) -> Path | None:
@@ -34,6 +36,20 @@ def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path,
         print(f"No report page was written: {error}")
     write_json(folder / FIGURES, {**facts, **report})
     return page
+
+
+def read_selection(folder: str | Path) -> tuple[dict[str, Any], Dataset] | None:
+    """Return the figures and the scores of `gradkit select` in a folder, or None."""
+    folder = Path(folder)
+    if not (folder / FIGURES).is_file() or not (folder / SCORES).is_file():
+        return None
+    return json.loads((folder / FIGURES).read_text()), Dataset.from_parquet(str(folder / SCORES))
+
+
+def read_filter(folder: str | Path) -> dict[str, Any] | None:
+    """Return the figures of the selection that `data_filter` made in a run's folder, or None."""
+    path = Path(folder) / FILTER / FIGURES
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -55,11 +55,13 @@ def add_difficulty(
     - `perplexity`: exp(loss);
     - `el2n`: mean over the label tokens of ||p - onehot(label)||, "Deep Learning on a Data Diet", arXiv 2107.07075;
     - `grand`: the norm of the gradient of the example's own loss (the same paper), exactly;
+    - `token_accuracy`: share of the label tokens that are the model's first choice; 1 where greedy decoding, led along
+      the answer, would write it;
     - `label_tokens`: how many there are; `difficulty_model`: name and short hash of what scored;
     - `example_id`, a hash of the example's content, unless the data has a column of ids.
 
-    Tokens and labels are those of training with `trl.SFTTrainer`, one row an example. The first three need one forward
-    pass together, all four one forward and one backward pass, for a batch at a time. With several models, such as
+    Tokens and labels are those of training with `trl.SFTTrainer`, one row an example. All but GraNd need one forward
+    pass together, with it one forward and one backward pass, for a batch at a time. With several models, such as
     checkpoints of several seeds early in training, `el2n_0`, `el2n_1`, ... are theirs and `el2n` is the mean
     (`perplexity` is exp of the mean loss). An example without a label token has empty scores (None), and a warning
     counts them. Columns of an earlier scoring are replaced.
@@ -70,7 +72,7 @@ def add_difficulty(
     Args:
         dataset: as `trl.SFTTrainer` takes it: prompts and completions, conversations, plain text, or `input_ids`.
         models: folder, name on the Hub or model in memory; or a list. A folder may hold a LoRA adapter.
-        by: one score or several: "loss", "perplexity", "el2n", "grand".
+        by: one score or several: "loss", "perplexity", "el2n", "grand", "token_accuracy".
         tokenizer: the models'; by default the one that was saved with the first.
         layout: how tokens and labels are made; TRL's defaults when None.
         example_id_column: column with ids of the examples.
@@ -206,7 +208,7 @@ class DifficultyScoring:
     @cached_property
     def keys(self) -> list[str]:
         """Say, for each model, which weights score which tokens in which way."""
-        common = ("difficulty", 1, hash_token_rows(self.rows), str(self.dtype))
+        common = ("difficulty", 2, hash_token_rows(self.rows), str(self.dtype))
         found = zip(self._models, self.names, strict=True)
         return [fingerprints.digest(*common, hash_of(name), *self._way(model)) for model, name in found]
 

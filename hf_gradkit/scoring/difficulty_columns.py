@@ -12,7 +12,8 @@ from datasets import Dataset
 from .._text import did_you_mean, listing
 from ..data.example_ids import EXAMPLE_ID
 
-SCORES = ("loss", "perplexity", "el2n", "grand")
+TOKEN_ACCURACY = "token_accuracy"  # the one of which a high value is an easy example
+SCORES = ("loss", "perplexity", "el2n", "grand", TOKEN_ACCURACY)
 LABEL_TOKENS, MODEL = "label_tokens", "difficulty_model"  # further columns
 _OURS = re.compile(rf"({'|'.join(SCORES)})(_\d+)?|{LABEL_TOKENS}|{MODEL}")
 

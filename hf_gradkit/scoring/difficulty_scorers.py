@@ -13,7 +13,7 @@ from ..gradients import GradientRecordError, Recorder, record_gradients
 from .sft_data import TokenRow
 from .tokens import TokenStatistics
 
-OUTPUTS = ("log_probs", "log_sum_sq_probs")  # per-token figures that the scores are made of
+OUTPUTS = ("log_probs", "log_sum_sq_probs", "is_top1")  # per-token figures that the scores are made of
 TRAINABLE = "trainable"
 
 
@@ -21,13 +21,14 @@ class ForwardScorer:
     """Scores examples by one forward pass, for `score_rows`.
 
     - `loss`: mean cross-entropy over the label tokens, in nats;
-    - `el2n`: mean over the label tokens of ||p - onehot(label)||.
+    - `el2n`: mean over the label tokens of ||p - onehot(label)||;
+    - `token_accuracy`: share of the label tokens that are the likeliest ones.
 
     Args:
         statistics: what `token_statistics` gives for `OUTPUTS`.
     """
 
-    columns: tuple[str, ...] = ("loss", "el2n")
+    columns: tuple[str, ...] = ("loss", "el2n", "token_accuracy")
 
     def __init__(self, statistics: Callable[[list[TokenRow]], TokenStatistics]):
         self._statistics = statistics
@@ -38,11 +39,15 @@ class ForwardScorer:
 
     @torch.inference_mode()
     def score(self, items: list[TokenRow]) -> dict[str, np.ndarray]:
-        """Return both scores of each example. (n,) float64 each"""
+        """Return the scores of each example. (n,) float64 each"""
         return self._figures(self._statistics(items))
 
     def _figures(self, found: TokenStatistics) -> dict[str, np.ndarray]:
-        return {"loss": _numbers(found.losses()), "el2n": _numbers(found.mean(found.el2n()))}
+        return {
+            "loss": _numbers(found.losses()),
+            "el2n": _numbers(found.mean(found.el2n())),
+            "token_accuracy": _numbers(found.mean(found.is_top1)),
+        }
 
 
 class GradientScorer(ForwardScorer):
@@ -61,7 +66,7 @@ class GradientScorer(ForwardScorer):
         self._recorder = recorder
 
     def score(self, items: list[TokenRow]) -> dict[str, np.ndarray]:
-        """Return the three scores of each example. (n,) float64 each
+        """Return the scores of each example. (n,) float64 each
 
         Raises:
             ValueError: if gradients cannot be told apart by example or are not finite, naming rows of the data.

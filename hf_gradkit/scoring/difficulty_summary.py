@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .difficulty_columns import Difficulty
+from .difficulty_columns import TOKEN_ACCURACY, Difficulty
 
 EXTREMES = 10  # examples named at either end
 QUANTILES = {"minimum": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "maximum": 1.0}
@@ -27,13 +27,14 @@ def summarize_difficulty(scores: Difficulty) -> dict[str, Any]:
     figures = {}
     for name, values in scores.columns.items():
         values = values[scored]
-        order = np.argsort(values, kind="stable")
+        easy = values if name.startswith(TOKEN_ACCURACY) else -values
+        order = np.argsort(easy, kind="stable")  # the hardest first
         figures[name] = {
             "mean": float(values.mean()),
             "std": float(values.std()),
             **{label: float(np.quantile(values, q)) for label, q in QUANTILES.items()},
-            "hardest": [ids[i] for i in order[::-1][:EXTREMES]],
-            "easiest": [ids[i] for i in order[:EXTREMES]],
+            "hardest": [ids[i] for i in order[:EXTREMES]],
+            "easiest": [ids[i] for i in order[::-1][:EXTREMES]],
             "rank_correlation_with_label_tokens": rank_correlation(values, tokens),
         }
     return {

@@ -11,8 +11,6 @@ from .options import parse_json
 
 logger = get_logger(__name__)
 
-FOLDER = "data_filter"  # of the output folder, for scores and report
-
 
 @dataclass
 class DataFilterArguments:
@@ -83,11 +81,11 @@ def filter_training_data(constructor: Any, positional: tuple, keywords: dict[str
 
 
 def _filtered(selector: Any, dataset: Any, output_dir: str) -> Any:
-    from ..reporting.selection_files import write_selection_files
+    from ..reporting.selection_files import FILTER, write_selection_files
     from ..scoring.processes import on_main
 
     result = selector.select(dataset)
-    folder = Path(output_dir) / FOLDER
+    folder = Path(output_dir) / FILTER
     on_main(lambda: write_selection_files(result.report, result.scores, folder) and None)
     logger.info(
         f"data_filter {result.report['by']!r} keeps {len(result.dataset)} of {len(dataset)} training pairs; why is in "
