@@ -1,6 +1,5 @@
-"""What scores say: ROC against counting, exact intervals, the bootstrap, and the blind gate."""
+"""What scores say: ROC against counting, exact intervals, the bootstrap. The gate has tests of its own."""
 
-import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -9,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_gradkit.audit.discoverable import chance_among, extracted, samples_needed, suffix_probability
-from hf_gradkit.audit.evaluation import BlindRecord, Trial, auc, clopper_pearson, gate, null_error, rate_at, roc
+from hf_gradkit.audit.evaluation import Trial, auc, clopper_pearson, null_error, rate_at, roc
 from hf_gradkit.audit.evaluation.intervals import resample
 from hf_gradkit.audit.exposure import exposure
 from hf_gradkit.audit.similarity import edit_distance, hamming, longest_common_run, recall_at_errors
-from hf_gradkit.data.synthetic import instruction_rows
 
 # ---- ROC --------------------------------------------------------------------------------------------------------
 
@@ -158,59 +156,6 @@ def test_the_difference_of_two_attacks_is_paired():
     assert abs(near["auc"]) < 0.01
     assert near["interval"][1] - near["interval"][0] < 0.01  # unpaired, it would be about .12
     assert noise["interval"][0] > 0
-
-
-# ---- the gate ---------------------------------------------------------------------------------------------------
-
-
-def blind(seed: int, shift: str | None = None, rows: int = 300) -> dict:
-    """Return the gate's answer for instructions that were split at random, or of which the members differ."""
-    texts = [f"{row['prompt']} {row['completion']}" for row in instruction_rows(rows, seed=seed)]
-    rng = np.random.default_rng(seed)
-    members = rng.permutation(rows) < rows // 2
-    losses = rng.normal(2, 0.3, rows)
-    special = np.ones(rows)
-    if shift == "words":  # two letters, in a fifth of them
-        texts = [
-            f"{text} ok" if member and i % 5 == 0 else text
-            for i, (text, member) in enumerate(zip(texts, members, strict=True))
-        ]
-    elif shift == "special_tokens":
-        special += members
-    elif shift == "base_loss":
-        losses[members] -= 0.3
-    lengths = np.array([len(text) for text in texts])
-    record = BlindRecord(
-        texts, lengths, special, np.array([len(zlib.compress(text.encode())) for text in texts]), losses
-    )
-    return gate(record, Trial(members, np.arange(rows), rounds=200, seed=seed))
-
-
-@pytest.mark.parametrize("shift", ["words", "special_tokens", "base_loss"])
-def test_the_gate_fires_on_a_planted_shift(shift):
-    found = blind(0, shift)
-    assert found["confounded"]
-    assert found["attacks"][shift]["fires"]
-
-
-def test_the_gate_rarely_fires_on_clean_data():
-    """Of 20 clean ones a gate of 5 % stamps one on average, and four or more in 1.6 % of cases."""
-    fired = [seed for seed in range(20) if blind(seed)["confounded"]]
-    assert len(fired) <= 3, fired
-
-
-def test_documents_are_kept_together_when_words_are_cross_fitted():
-    """Each document has a word of its own on both of its rows: seen in training, it would give them away."""
-    rng = np.random.default_rng(0)
-    documents = np.repeat(np.arange(120), 2)
-    members = np.repeat(rng.permutation(120) < 60, 2)
-    texts = [f"word{i} common text" for i in documents]
-    ones = np.ones(240)
-    record = BlindRecord(texts, ones, ones, ones)
-    apart = gate(record, Trial(members, documents, rounds=100))
-    leaking = gate(record, Trial(members, np.arange(240), rounds=100))
-    assert not apart["confounded"]
-    assert leaking["attacks"]["words"]["auc"] > 0.8
 
 
 # ---- extraction -------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ def membership(non_members: int = 200, **others) -> dict:
     noise = rng.normal(size=(3, len(members)))
     scores = {"loss": noise[0], "flora": noise[1] + 3 * members, "min_k": noise[2] + members}
     attacks = Trial(members, np.arange(len(members)), rounds=50).evaluate(scores)
-    gate = {"level": 0.999, "attacks": {"words": {"auc": 0.5, "auc_interval": (0.4, 0.6), "fires": False}}}
+    words = {"auc": 0.5, "auc_interval": (0.4, 0.6), "p": 1.0, "fires": False, "noted": False}
+    gate = {"level": 0.99, "stamped_at": 0.001, "noted_at": 0.05, "noted": False, "attacks": {"words": words}}
     figures = {"unsound": None, "confounded": False, "gate": gate, "attacks": attacks, "doubtful": {}, **others}
     utility = {"member_loss": 1.0, "held_out_loss": 2.0}
     settings = {"reference": "base", "documents": 500, "bootstrap_rounds": 50, "seed": 0, "level": 0.95}

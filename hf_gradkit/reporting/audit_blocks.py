@@ -34,11 +34,12 @@ def membership_blocks(figures: dict[str, Any]) -> list[Block]:
             "The gate: attacks that never see the model",
             (
                 "If these could tell members from non-members, so could any attack, and the table above would measure "
-                f"how the two sets differ. Intervals are {figures['gate']['level']:.1%}, corrected for their number.",
+                f"how the two sets differ. One fires at p = {figures['gate']['stamped_at']:g}. Intervals "
+                f"({figures['gate']['level']:.1%}) and p values are corrected for the number of attacks.",
             ),
-            ("blind attack", "AUC", "interval", "fires"),
+            ("blind attack", "AUC", "interval", "p", "fires"),
             tuple(
-                (name, _number(of["auc"]), _interval(of["auc_interval"]), "YES" if of["fires"] else "no")
+                (name, _number(of["auc"]), _interval(of["auc_interval"]), f"{of['p']:.2g}", _fires(of))
                 for name, of in figures["gate"]["attacks"].items()
             ),
         ),
@@ -77,6 +78,10 @@ def extraction_blocks(figures: dict[str, Any]) -> list[Block]:
         Block("What to change", tuple(advice(figures))),
         Block("How it was measured", (), ("setting", "value"), _settings(figures, EXTRACTION_SETTINGS)),
     ]
+
+
+def _fires(of: dict[str, Any]) -> str:
+    return "YES" if of["fires"] else "nearly" if of["noted"] else "no"
 
 
 def _stamp_block(figures: dict[str, Any]) -> list[Block]:

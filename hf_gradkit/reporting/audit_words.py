@@ -43,6 +43,13 @@ def membership_findings(figures: dict[str, Any]) -> list[str]:
         found.append("No attack is better than guessing by its interval. That is no proof that none could be.")
     elif best["auc"] < 0.5:
         found.append("It orders members below non-members; read the other way, it tells them apart as well.")
+    gate = figures["gate"]
+    noted = [f"{name}, p = {of['p']:.2g}" for name, of in gate["attacks"].items() if of["noted"]]
+    if noted and not figures["confounded"]:
+        found.append(
+            f"A blind attack does a little better than guessing ({'; '.join(noted)}). So it is in one clean audit in "
+            f"{1 / gate['noted_at']:.0f}; an attack on the model must do better than that one."
+        )
     doubtful = {name: count for name, count in figures["doubtful"].items() if count}
     for attack, count in doubtful.items():
         found.append(

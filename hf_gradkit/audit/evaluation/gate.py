@@ -12,8 +12,10 @@ import numpy as np
 from .figures import Trial
 from .intervals import bootstrap, percentiles, require_sklearn
 from .roc import auc
+from .words import classified_words, telling_word
 
 FOLDS = 5
+STAMPED, NOTED = 0.001, 0.05  # shares of clean audits that are stamped, and that are noted
 
 
 @dataclass(frozen=True)
@@ -34,56 +36,74 @@ class BlindRecord:
     zlib_bytes: np.ndarray
     base_losses: np.ndarray | None = None
 
-    def scores(self, trial: Trial) -> dict[str, np.ndarray]:
-        """Return the scores of the blind attacks, by name. (m + n,) each"""
-        found = {
-            "length": self.tokens,
-            "special_tokens": self.special_tokens,
-            "zlib": self.zlib_bytes,
-            "words": word_scores(self.texts, trial.members, trial.clusters, trial.seed),
-        }
+    def scores(self) -> dict[str, np.ndarray]:
+        """Return the blind attacks that are one figure of an example, by name. (m + n,) each"""
+        found = {"length": self.tokens, "special_tokens": self.special_tokens, "zlib": self.zlib_bytes}
         if self.base_losses is not None:
             found["base_loss"] = -self.base_losses
         return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
 def gate(record: BlindRecord, trial: Trial) -> dict[str, Any]:
-    """Return the AUC of every blind attack with its interval, and whether the audit is `confounded`.
+    """Return the AUC and the p value of every blind attack, and whether the audit is `confounded`.
 
-    It is if .5 lies outside of any interval. The intervals are Bonferroni-corrected: five plain 95 % intervals would
-    stamp 23 % of clean audits.
+    An audit is confounded if any attack's p value, times their number, is at most `STAMPED`: one clean audit in a
+    thousand, so that the stamp means something. It is `noted` if one is at most `NOTED`, as one clean audit in twenty
+    is. Under exchange of documents between the sides the p values are exact (`words`, `one_word`), or exact in mean
+    and variance (the others). The AUCs' bootstrap intervals are Bonferroni-corrected and for the eye.
     """
-    scores = record.scores(trial)
-    level = 1 - (1 - trial.level) / len(scores)
+    members, clusters = trial.members, trial.clusters
+    units = np.unique(2 * clusters + members, return_inverse=True)[1]  # a document of both sides is one of each
+    everything = np.arange(len(members))
+    found = {
+        name: (everything, values, exchange_p(values, members, units)) for name, values in record.scores().items()
+    }
+    found["words"] = classified_words(record.texts, members, clusters, units, trial.seed)
+    found["one_word"] = (everything, *telling_word(record.texts, members, units))
+    level = 1 - (1 - trial.level) / len(found)
     rounds = max(trial.rounds, int(20 / (1 - level)))  # some resamples must lie beyond the interval's ends
     attacks = {}
-    for name, values in scores.items():
-        drawn = bootstrap(values, trial.members, trial.clusters, (), rounds, trial.seed)["auc"]
-        interval = percentiles(drawn, level)
-        fires = not interval[0] - 1e-9 <= 0.5 <= interval[1] + 1e-9
-        attacks[name] = {"auc": auc(values, trial.members), "auc_interval": interval, "fires": fires}
-    return {"level": level, "attacks": attacks, "confounded": any(found["fires"] for found in attacks.values())}
+    for name, (kept, values, p) in found.items():
+        drawn = bootstrap(values, members[kept], clusters[kept], (), rounds, trial.seed)["auc"]
+        corrected = min(1.0, p * len(found))
+        attacks[name] = {
+            "auc": auc(values, members[kept]),
+            "auc_interval": percentiles(drawn, level),
+            "p": corrected,
+            "fires": corrected <= STAMPED,
+            "noted": corrected <= NOTED,
+        }
+    return {
+        "level": level,
+        "stamped_at": STAMPED,
+        "noted_at": NOTED,
+        "attacks": attacks,
+        "confounded": any(of["fires"] for of in attacks.values()),
+        "noted": any(of["noted"] for of in attacks.values()),
+    }
 
 
-def word_scores(texts: list[str], members: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return how much each text reads like a member's, by TF-IDF and logistic regression. (m + n,)
+def exchange_p(scores: np.ndarray, members: np.ndarray, units: np.ndarray) -> float:
+    """Return the two-sided p value of an AUC, if which units are members were drawn anew at random.
 
-    Cross-fitted: no text is scored by a classifier that saw it, or another one of its document. Scores of a fold are
-    ranked within it, since different classifiers' scores are on scales of their own.
+    With mean rank 0, m n (AUC - 1/2) is the sum of the members' ranks, one term a unit. For K of D units drawn without
+    replacement it has mean 0 and variance K (D - K) / (D (D - 1)) times the sum of the terms' squares; the tail is a
+    normal's (Hoeffding's combinatorial limit theorem).
+
+    Args:
+        scores: a figure of each example. (m + n,)
+        members: which are members. (m + n,) bool
+        units: unit of each, numbered from 0. (m + n,) int64
     """
     require_sklearn()
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    from scipy.stats import norm, rankdata
 
-    scores = np.zeros(len(texts))
-    array = np.array(texts, dtype=object)
-    for train, test in folds(members, clusters, seed):
-        words = TfidfVectorizer(ngram_range=(1, 2), max_features=20_000, sublinear_tf=True, token_pattern=r"(?u)\S+")
-        classifier = make_pipeline(words, LogisticRegression(class_weight="balanced", max_iter=1000))
-        classifier.fit(array[train], members[train])
-        scores[test] = ranks(classifier.decision_function(array[test]))
-    return scores
+    terms = np.bincount(units, rankdata(scores) - (len(scores) + 1) / 2)
+    sides = np.zeros(len(terms), dtype=bool)
+    sides[units] = members
+    drawn, count = int(sides.sum()), len(terms)
+    variance = drawn * (count - drawn) / (count * (count - 1)) * np.square(terms).sum()
+    return 1.0 if variance < 1e-9 else float(2 * norm.sf(abs(terms[sides].sum()) / np.sqrt(variance)))
 
 
 def folds(members: np.ndarray, clusters: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
