@@ -176,6 +176,35 @@ def test_a_parameter_of_an_unknown_layer_is_named():
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_gradient_from_outside_of_its_layer_is_named():
+    """A layer whose weight is used directly looks like any other, until its gradient comes."""
+
+    class Direct(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(11, 4)
+            self.layer = torch.nn.Linear(4, 3)
+
+        def forward(self, input_ids):
+            x = self.embedding(input_ids)
+            return torch.nn.functional.linear(x, self.layer.weight) + self.layer.bias
+
+    ids = torch.randint(0, 11, (2, 5))
+    model = Direct()
+    with record_gradients(model, projections=8) as recorder:
+        model(ids).square().mean().backward()
+        assert recorder.uncovered == []
+        for read in (recorder.gram, recorder.norms, recorder.projections):
+            with pytest.raises(
+                GradientRecordError, match=r"'layer\.bias', 'layer\.weight' got a gradient from outside"
+            ):
+                read()
+    assert not any(p._backward_hooks for p in model.parameters())
+    with record_gradients(model, parameters=["embedding.weight"]) as recorder:
+        model(ids).square().mean().backward()
+        assert recorder.gram().shape == (2, 2)
+
+
 def test_nothing_to_record():
     model = fused_llama()
     model.requires_grad_(False)

@@ -92,6 +92,7 @@ class Recorder:
         self.unique: Tensor | None = None  # token ids of the batch, sorted
         self._stash: dict[str, Tensor] = {}
         self._seen: dict[tuple[int, str], str] = {}
+        self._received: set[str] = set()  # parameters that got a gradient, from wherever
         self._twice: str | None = None
         self._wanted = wanted(self._model, parameters)
         self._sites = find_sites(self, self._model, self._wanted)
@@ -146,8 +147,7 @@ class Recorder:
         Raises:
             GradientRecordError: if nothing was recorded, or without `projections`.
         """
-        if self._twice is not None:
-            raise GradientRecordError(self._twice)
+        self._check()
         if self.sketch is None:
             raise GradientRecordError("Nothing was recorded, or no projections: ask for them with `projections`.")
         return self.sketch.matrix()
@@ -165,9 +165,20 @@ class Recorder:
         return list(self._uncovered)
 
     def _matrix(self, names: list[str] | None) -> Tensor:
+        self._check()
+        return self.tally.matrix(names)
+
+    def _check(self) -> None:
+        """Raise if a part of the gradient is not in the record."""
         if self._twice is not None:
             raise GradientRecordError(self._twice)
-        return self.tally.matrix(names)
+        elsewhere = sorted(self._received - set(self._seen.values()))
+        if elsewhere:
+            raise GradientRecordError(
+                f"{listing(elsewhere)} got a gradient from outside of its layer's forward, such as from "
+                "`F.linear(x, layer.weight)`, which is not recorded. Call the layer itself, or leave the parameter "
+                "out with `parameters`."
+            )
 
     # ---- what layers tell ---------------------------------------------------------------------------------------
 
@@ -190,6 +201,11 @@ class Recorder:
                 "model, leave it out with `parameters`."
             )
         self._seen[key] = site.names[name]
+
+    def _receive(self, name: str) -> None:
+        """Note that a parameter got a gradient in a backward pass that is recorded."""
+        if self.batch is not None and not self._stopped:
+            self._received.add(name)
 
     def stash(self, name: str, part: Tensor) -> None:
         """Keep the head's part of a tied weight until the embedding's comes. (r, u, d)"""
@@ -219,6 +235,10 @@ class Recorder:
         for site in self._sites:
             make = forward_for(site.module)
             self._stack.callback(patch(site.module, make(site, site.module.forward)))
+        covered = {name for site in self._sites for name in site.names.values()}
+        for name in covered:  # of a parameter that FSDP2 shards, no gradient is seen here
+            handle = self._wanted[name].register_hook(lambda gradient, name=name: self._receive(name))
+            self._stack.callback(handle.remove)
         if self._head is not None:
             self._stack.enter_context(_compat.fused_head(self._fused_head))
 
@@ -251,6 +271,7 @@ class Recorder:
         self.tally = Tally(self._mode, self.batch.rows)
         self.sketch = Sketch(self._probes, self.batch.rows) if self._probes is not None else None
         self._seen, self._twice, self._stash, self._stopped = {}, None, {}, False
+        self._received = set()
 
     def stop(self) -> None:
         """Record no further backward pass of this forward."""

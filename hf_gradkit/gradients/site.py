@@ -110,7 +110,8 @@ class Site:
             n: tokens given to the head.
             vocabulary: number of logits.
         """
-        self.recorder.fired(self, "weight")
+        for name in self.names:
+            self.recorder.fired(self, name)
         batch = self.recorder.batch
         rows = batch.rows_of_scored(n).to(scored.device)[scored]
         return HeadSight(self, hidden.float(), Sorter(rows, batch.rows), vocabulary)
