@@ -21,6 +21,7 @@ from hf_gradkit.scoring import (
     score_rows,
     token_statistics,
     tokenize_sft,
+    vocabulary,
 )
 from hf_gradkit.scoring.language_models import check_rows
 from hf_gradkit.scoring.tokens import STATISTICS, collate
@@ -191,18 +192,51 @@ def test_figures_are_those_of_plain_logits(family, tokenizer):
                 assert torch.allclose(values, expected, rtol=1e-4, atol=1e-5), (name, number)
 
 
-def test_the_variance_is_the_same_in_slices(model, monkeypatch):
-    """A vocabulary that is seen 64 tokens at a time, with the largest logits last."""
-    from hf_gradkit.scoring import vocabulary
-
+@pytest.mark.parametrize("tile", [(4, 64), (2, 1), (256, 2048)])
+def test_figures_are_the_same_in_tiles(tile, monkeypatch):
+    """Some positions and tokens at a time, with the largest logits last, and ties, of which the first is the top."""
+    monkeypatch.setitem(vocabulary.TILES, "cpu", tile)
     hidden, weight = torch.randn(9, 32), torch.randn(300, 32) * torch.linspace(0.1, 3, 300)[:, None]
-    bias = torch.randn(300)
-    log_p = (hidden.double() @ weight.double().T + bias).log_softmax(-1)
+    weight[290:] = weight[289]
+    bias, labels = torch.randn(300), torch.randint(0, 300, (9,))
+    bias[289:] = 30.0
+    labels[:2] = torch.tensor([289, 290])
+    z = hidden.double() @ weight.double().T + bias
+    log_p = z.log_softmax(-1)
     mean = (log_p.exp() * log_p).sum(1, keepdim=True)
-    expected = (log_p.exp() * (log_p - mean).square()).sum(1)
-    monkeypatch.setattr(vocabulary, "BUDGET", 0)
-    found = vocabulary.log_prob_variance(hidden, weight, bias, vocabulary.Logits())
-    assert torch.allclose(found.double(), expected, rtol=1e-4)
+    expected = {
+        "log_probs": log_p[torch.arange(9), labels],
+        "entropy": -mean[:, 0],
+        "log_sum_sq_probs": (2 * log_p).logsumexp(1),
+        "mean_logits": z.mean(1),
+        "is_top1": labels == (hidden @ weight.T + bias).argmax(1),
+        "log_prob_variance": (log_p.exp() * (log_p - mean).square()).sum(1),
+    }
+    found = vocabulary.head_figures(hidden, weight, bias, labels, vocabulary.Logits(), tuple(expected))
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert torch.allclose(found[name].double(), values.double(), rtol=1e-4, atol=1e-6), name
+    some = vocabulary.head_figures(hidden, weight, bias, labels, vocabulary.Logits(), ("is_top1",))
+    assert set(some) == {"log_probs", "is_top1"}
+    none = vocabulary.head_figures(hidden[:0], weight, bias, labels[:0], vocabulary.Logits(), ("entropy",))
+    assert {name: len(values) for name, values in none.items()} == {"log_probs": 0, "entropy": 0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_figures_with_and_without_gradient_are_the_same(dtype, model):
+    """TRL's own function with gradients, `head_figures` without: the same products, the same figures."""
+    model = copy.deepcopy(model).to(dtype)
+    ids = np.random.default_rng(0).integers(1, 97, 40)
+    rows = [TokenRow(ids, ids), TokenRow(ids[:9], ids[:9])]
+    with token_statistics(model, STATISTICS) as statistics:
+        with torch.no_grad():
+            without = statistics(rows)
+        with_gradient = statistics(rows)
+    assert with_gradient.log_probs.requires_grad
+    assert not without.log_probs.requires_grad
+    for name in STATISTICS:
+        pair = [torch.as_tensor(np.concatenate(list(of.by_example(name)))) for of in (without, with_gradient)]
+        assert torch.allclose(*pair, rtol=1e-4, atol=1e-5), name
 
 
 def test_examples_without_labels_are_nan_and_nothing_else_is(model):

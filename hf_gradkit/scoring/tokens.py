@@ -17,10 +17,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .._text import did_you_mean, listing
 from .sft_data import IGNORED, TokenRow
-from .vocabulary import VARIANCE, collect_variance
+from .vocabulary import OF_TRL, VARIANCE, collect_variance
 from .work import as_ragged
 
-OF_TRL = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # what TRL's fused head can give
 STATISTICS = (*OF_TRL, VARIANCE)
 
 
@@ -83,8 +82,9 @@ def token_statistics(
     """Let a causal language model give per-token figures of examples.
 
     The logits are never built: the figures come from TRL's fused head, as in training, in float32 (from matrix
-    products in the model's own type). Examples are padded on the right, whatever the tokenizer's side, and masked; so
-    figures do not depend on the batch, up to rounding. The model's own forward comes back at the end.
+    products in the model's own type); with "log_prob_variance" and without gradients from `head_figures`. Examples are
+    padded on the right, whatever the tokenizer's side, and masked; so figures do not depend on the batch, up to
+    rounding. The model's own forward comes back at the end.
 
     >>> with token_statistics(model, ("log_probs", "entropy")) as statistics, torch.inference_mode():
     ...     statistics(rows).losses()  # (n,)
