@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._text import check_whole_number
 from ..scoring import fingerprints
 from ..scoring.sft_data import TokenRow
 from .sampling import Sampling
@@ -40,8 +41,7 @@ def make_prompts(rows: list[TokenRow], prefix_tokens: int, suffix_tokens: int, s
         ValueError: for lengths that cannot be, and examples that are too short.
     """
     for name, value in (("prefix_tokens", prefix_tokens), ("suffix_tokens", suffix_tokens)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, but it is {value!r}.")
+        check_whole_number(name, value, 1)
     short = [i for i, row in enumerate(rows) if len(row) <= prefix_tokens]
     if short and not skip_short:
         raise ValueError(

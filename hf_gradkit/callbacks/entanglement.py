@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._text import check_whole_number
 from ..gradients.errors import GradientRecordError
 from .gradient_monitor import GradientMonitor, close_all
 from .observation import ForwardWatch
@@ -67,8 +68,7 @@ class EntanglementCallback(GradientMonitor):
         super().__init__("entanglement", monitor_steps, trainer)
         if direction not in DIRECTIONS:
             raise ValueError(f"`direction` must be 'pair' or 'step', but it is {direction!r}.")
-        if isinstance(projections, bool) or not isinstance(projections, int) or projections < 2:
-            raise ValueError(f"`projections` must be a whole number of at least 2, but it is {projections!r}.")
+        check_whole_number("projections", projections, 2)
         self.direction, self.observe, self.projections = direction, observe, projections
         self._forwards: ForwardWatch | None = None
         self._batches: list[WatchedPairs] = []

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .._backends import SHARDED, backend, check_backend
+from .._text import check_whole_number
 from ..gradients.recorder import Recorder
 from ..gradients.sharing import shared_recorder
 from .figures_log import FiguresLog
@@ -34,8 +35,7 @@ class GradientMonitor(TrainerCallback):
     """
 
     def __init__(self, name: str, monitor_steps: int, trainer: Any):
-        if isinstance(monitor_steps, bool) or not isinstance(monitor_steps, int) or monitor_steps < 1:
-            raise ValueError(f"`monitor_steps` must be a whole number of at least 1, but it is {monitor_steps!r}.")
+        check_whole_number("monitor_steps", monitor_steps, 1)
         self.monitor_steps = monitor_steps
         self.figures = FiguresLog(name, trainer)
         self._trainer = trainer

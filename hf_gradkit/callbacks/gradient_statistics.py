@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from .._text import check_whole_number
 from ..gradients.statistics import (
     GroupSums,
     NoiseSums,
@@ -70,12 +71,10 @@ class GradientStatisticsCallback(GradientMonitor):
         projections: int = 256,
     ):
         super().__init__("gradient_statistics", monitor_steps, trainer)
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(f"`window` must be a whole number of at least 1, but it is {window!r}.")
+        check_whole_number("window", window, 1)
         if not 0 < norm_test_eta <= 1:
             raise ValueError(f"`norm_test_eta` must be above 0 and at most 1, but it is {norm_test_eta!r}.")
-        if isinstance(projections, bool) or not isinstance(projections, int) or projections < 2:
-            raise ValueError(f"`projections` must be a whole number of at least 2, but it is {projections!r}.")
+        check_whole_number("projections", projections, 2)
         self.window, self.norm_test_eta, self.projections = window, norm_test_eta, projections
         self._pairs = pairs
         self._outlier = OutlierRule()

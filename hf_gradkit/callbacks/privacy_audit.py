@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from .._backends import SHARDED, backend, check_backend
+from .._text import check_whole_number
 from ..audit.attacks import TokenRecord, build_attacks
 from ..audit.evaluation.roc import area, rate_at, roc
 from ..audit.examples import Examples, token_hashes
@@ -83,8 +84,7 @@ class PrivacyAuditCallback(TrainerCallback):
     ):
         if not 0 < false_positive_rate < 1:
             raise ValueError(f"`false_positive_rate` must lie above 0 and below 1, but it is {false_positive_rate!r}.")
-        if isinstance(max_examples, bool) or not isinstance(max_examples, int) or max_examples < 2:
-            raise ValueError(f"`max_examples` must be a whole number of at least 2, but it is {max_examples!r}.")
+        check_whole_number("max_examples", max_examples, 2)
         names = None if attacks is None else list(attacks)
         self.attacks = build_attacks(names, attack_kwargs or {}, reference=True)
         for name, attack in self.attacks.items():

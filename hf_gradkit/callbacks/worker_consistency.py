@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from .._backends import SHARDED, backend, check_backend
+from .._text import check_whole_number
 from ..gradients.workers import ChangeWithin, NoiseWithin, dispersion, mean_cosine, pairwise_cosines
 from .figures_log import FiguresLog
 from .gradient_statistics import has_pairs
@@ -69,8 +70,7 @@ class WorkerConsistencyCallback(TrainerCallback):
         pairs: bool | None = None,
     ):
         for name, value, least in (("monitor_steps", monitor_steps, 1), ("window", window, 2), ("probes", probes, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be a whole number of at least {least}, but it is {value!r}.")
+            check_whole_number(name, value, least)
         self.monitor_steps, self.window, self.probes = monitor_steps, window, probes
         self._trainer, self._pairs = trainer, pairs
         self.figures = FiguresLog("worker_consistency", trainer)

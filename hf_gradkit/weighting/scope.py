@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._text import listing
+from .._text import check_whole_number, listing
 from .base import multipliers_of
 
 SCOPES = ("running", "micro_batch", "step")
@@ -46,8 +46,7 @@ class Comparison:
         ratio = self.warmup_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise ValueError(f"`warmup_ratio` must be a number in [0, 1), but it is {ratio!r}.")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
-            raise ValueError(f"`window` must be a whole number of at least 2, but it is {self.window!r}.")
+        check_whole_number("window", self.window, 2)
 
     def warmup_steps(self, max_steps: int) -> int:
         """Return how many optimizer steps at the start of a run of `max_steps` use no weights."""
