@@ -126,7 +126,7 @@ def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:
     dataset = _load(script, "the data")
     split = hold_out(dataset, args.fraction, args.seed, None, args.id_column, args.document_column)
     found = HoldOutRecord.read(args.output_dir)
-    if found is not None and not _same(found, split.record) and not args.overwrite:
+    if found is not None and not found.same_rows(split.record) and not args.overwrite:
         raise ValueError(
             f"`output_dir` {args.output_dir!r} has the record of another hold-out. If a model there was trained by "
             "it, choose another folder; otherwise replace it with --overwrite true."
@@ -139,10 +139,6 @@ def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:
         f"--output_dir {shlex.quote(args.output_dir)} ...\n"
         f"Then audit: gradkit audit membership --model_name_or_path {shlex.quote(args.output_dir)}"
     )
-
-
-def _same(one: HoldOutRecord, other: HoldOutRecord) -> bool:
-    return one.hashes == other.hashes and one.held_out.tolist() == other.held_out.tolist()
 
 
 # ---- auditing ---------------------------------------------------------------------------------------------------

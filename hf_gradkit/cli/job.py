@@ -216,7 +216,7 @@ def load_data(script: ScriptArguments, args: Any, mixture: Any) -> tuple[Any, An
         )
     splits = load_mixture(mixture) if mixture.datasets else None
     train = _split_of(splits, script, script.dataset_train_split)
-    evaluation = _evaluation_data(splits, script) if evaluates else None
+    evaluation = _evaluation_data(splits, script, args.hold_out_fraction is not None) if evaluates else None
     mapping = script.column_mapping or {}
     train = map_columns(train, mapping, "the training data")
     return train, None if evaluation is None else map_columns(evaluation, mapping, "the evaluation data")
@@ -233,7 +233,8 @@ def _split_of(splits: dict[str, Any] | None, script: ScriptArguments, split: str
     return splits[split]
 
 
-def _evaluation_data(splits: dict[str, Any] | None, script: ScriptArguments) -> Any:
+def _evaluation_data(splits: dict[str, Any] | None, script: ScriptArguments, holds_out: bool) -> Any:
+    """Return the evaluation data, or None where there is none and the trainer holds rows out."""
     split = script.dataset_test_split
     if script.eval_dataset_name is not None:
         file_split = split.partition("[")[0]
@@ -243,6 +244,8 @@ def _evaluation_data(splits: dict[str, Any] | None, script: ScriptArguments) -> 
     try:
         return _split_of(splits, script, split)
     except ValueError as error:
+        if holds_out and split == "test":  # the default, which nobody asked for
+            return None
         raise ValueError(
             f"`eval_strategy` is set, but there is nothing to evaluate on: {error} Name the data "
             "with `eval_dataset_name`, the split with `dataset_test_split`, or set eval_strategy 'no'."

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Audio, Dataset, Image, Video
 
 from .._text import did_you_mean, listing
 from .private_files import private_file, write_private
@@ -87,6 +87,11 @@ class HoldOutRecord:
                     "`hold_out` was given, whole."
                 )
         return dataset.select(sides[0]), dataset.select(sides[1])
+
+    def same_rows(self, other: "HoldOutRecord") -> bool:
+        """Return whether both are of the same rows, in whatever order, and hold out the same of them."""
+        sides = [sorted(zip(of.hashes, of.held_out.tolist(), strict=True)) for of in (self, other)]
+        return sides[0] == sides[1]
 
     def write(self, output_dir: str | os.PathLike) -> Path:
         """Write the record to a model's folder, and return where it is."""
@@ -202,6 +207,12 @@ def hold_out(
         )
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be above 0 and below 1, but it is {fraction!r}. 0.1 holds out a tenth.")
+    media = [name for name, feature in dataset.features.items() if type(feature) in (Audio, Image, Video)]
+    if media:
+        raise ValueError(
+            f"The column {media[0]!r} has {type(dataset.features[media[0]]).__name__.lower()}s, and rows are told "
+            "apart by their values as text. Hold rows out by hand, or remove the column."
+        )
     for field, column in (("id_column", id_column), ("document_column", document_column)):
         if column is not None and column not in dataset.column_names:
             raise ValueError(

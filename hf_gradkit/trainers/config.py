@@ -7,25 +7,30 @@ import transformers
 import trl
 
 from .data_filter import DataFilterArguments
+from .hold_out import HoldOutArguments
 from .monitors import MonitorArguments
 from .options import ExampleArguments
 from .preference_options import PreferenceArguments
 
 
 @dataclass
-class TrainingArguments(ExampleArguments, MonitorArguments, transformers.TrainingArguments):
+class TrainingArguments(ExampleArguments, HoldOutArguments, MonitorArguments, transformers.TrainingArguments):
     __doc__ = f"""Arguments of [`hf_gradkit.Trainer`]: those of [`transformers.TrainingArguments`] and
 
     {ExampleArguments.__doc__}
+
+    {HoldOutArguments.__doc__}
 
     {MonitorArguments.__doc__}"""
 
 
 @dataclass
-class SFTConfig(ExampleArguments, MonitorArguments, trl.SFTConfig):
+class SFTConfig(ExampleArguments, HoldOutArguments, MonitorArguments, trl.SFTConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.SFTTrainer`]: those of [`trl.SFTConfig`] and
 
     {ExampleArguments.__doc__}
+
+    {HoldOutArguments.__doc__}
 
     {MonitorArguments.__doc__}"""
 
@@ -33,12 +38,14 @@ class SFTConfig(ExampleArguments, MonitorArguments, trl.SFTConfig):
 
 
 @dataclass
-class DPOConfig(PreferenceArguments, DataFilterArguments, MonitorArguments, trl.DPOConfig):
+class DPOConfig(PreferenceArguments, DataFilterArguments, HoldOutArguments, MonitorArguments, trl.DPOConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.DPOTrainer`]: those of [`trl.DPOConfig`] and
 
     {PreferenceArguments.__doc__}
 
     {DataFilterArguments.__doc__}
+
+    {HoldOutArguments.__doc__}
 
     {MonitorArguments.__doc__}
 
@@ -48,7 +55,9 @@ class DPOConfig(PreferenceArguments, DataFilterArguments, MonitorArguments, trl.
 
 
 @dataclass
-class RewardConfig(MonitorArguments, trl.RewardConfig):
+class RewardConfig(HoldOutArguments, MonitorArguments, trl.RewardConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.RewardTrainer`]: those of [`trl.RewardConfig`] and
+
+    {HoldOutArguments.__doc__}
 
     {MonitorArguments.__doc__}"""

@@ -18,6 +18,7 @@ from ..reporting.example_log import ExampleLog
 from ..reporting.run_info import write_run_info
 from .checkpointing import CheckpointMixin
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
+from .hold_out import hold_out_rows
 from .monitors import build_monitors
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
@@ -48,6 +49,8 @@ class ExampleWeightingMixin(CheckpointMixin):
         check_processes(args)
         if train_dataset is not None:
             check_not_empty(train_dataset)
+        train_dataset, evaluation = hold_out_rows(args, train_dataset, given.get("eval_dataset"))
+        given |= {"train_dataset": train_dataset, "eval_dataset": evaluation}
         if self._options.active and train_dataset is not None:
             given["train_dataset"] = self._attach_columns(train_dataset, args)
         super().__init__(**given)

@@ -11,6 +11,7 @@ from ..data.columns import column_names
 from ..scoring.pairs import PAIR, check_pair_columns, check_pairs, identical_message
 from .checkpointing import CheckpointMixin
 from .checks import check_not_empty, check_processes
+from .hold_out import hold_out_rows
 from .monitors import build_monitors
 
 logger = get_logger(__name__)
@@ -36,11 +37,14 @@ class RewardTrainer(CheckpointMixin, trl.RewardTrainer):
             a pair that is short enough; before anything trains.
     """
 
-    def __init__(self, model, args=None, data_collator=None, train_dataset=None, *positional, **keywords):
+    def __init__(
+        self, model, args=None, data_collator=None, train_dataset=None, eval_dataset=None, *positional, **keywords
+    ):
         check_processes(args)
         if train_dataset is not None:
             check_not_empty(train_dataset)
-        super().__init__(model, args, data_collator, train_dataset, *positional, **keywords)
+        train_dataset, eval_dataset = hold_out_rows(args, train_dataset, eval_dataset)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords)
         check_sharding(self.accelerator)
         for monitor in build_monitors(self.args, self):
             self.add_callback(monitor)
