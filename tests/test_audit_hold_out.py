@@ -10,7 +10,8 @@ from datasets import Dataset
 from huggingface_hub.utils import filter_repo_objects
 
 from helpers import text_dataset
-from hf_gradkit.audit import hold_out
+from hf_gradkit.audit import drop_duplicates, hold_out
+from hf_gradkit.cli import main
 from hf_gradkit.data.hold_out import FOLDER, HoldOutRecord
 from hf_gradkit.data.private_files import write_private
 from hf_gradkit.data.synthetic_secrets import canary_rows, secret_rows
@@ -45,6 +46,34 @@ def test_the_draw_depends_on_content_and_seed_alone():
     drawn = np.mean([hold_out(data, 0.25, seed=seed).record.held_out for seed in range(80)], axis=0)
     assert drawn.mean() == pytest.approx(0.25)
     assert drawn.max() < 0.5  # no row is preferred
+
+
+def test_copies_are_dropped_by_content():
+    rows = [{"text": f"row {i % 4}", "number": i % 2, "uid": f"id-{i}"} for i in range(12)]
+    data = Dataset.from_list(rows)
+    assert len(drop_duplicates(data)) == 12
+    kept = drop_duplicates(data, ("uid",))
+    assert list(kept["uid"]) == ["id-0", "id-1", "id-2", "id-3"]  # the first of each, in order
+    assert kept.column_names == data.column_names
+    expected = []
+    for row in rows:
+        if not any((row["text"], row["number"]) == (other["text"], other["number"]) for other in expected):
+            expected.append(row)
+    assert kept.to_list() == expected
+    with pytest.raises(ValueError, match="`ignore` has 'uit', but the data has no such column"):
+        drop_duplicates(data, ("uit",))
+    with pytest.raises(ValueError, match="The data is a IterableDataset, and copies are dropped"):
+        drop_duplicates(data.to_iterable_dataset())
+
+
+def test_copies_with_ids_of_their_own_stay_together():
+    data = Dataset.from_list([{"text": f"row {i % 8}", "uid": f"id-{i}"} for i in range(32)])
+    split = hold_out(data, 0.25, id_column="uid")
+    assert not set(split.train["text"]) & set(split.held_out["text"])
+    assert split.record.columns == ["text"]
+    assert sorted(split.record.ids) == sorted(data["uid"])
+    again = split.record.split(data)
+    assert sorted(again[1]["uid"]) == sorted(split.held_out["uid"])
 
 
 def test_copies_and_documents_stay_together():
@@ -132,3 +161,22 @@ def test_secrets():
         assert {text.rpartition(" ")[0] for text in row["alternatives"]} == {row["text"].rpartition(" ")[0]}
     with pytest.raises(ValueError, match="`alternatives` must be at least 1 and below 100"):
         canary_rows(1, alternatives=100, digits=2)
+
+
+def test_every_fifth_record_is_there_as_often_as_asked():
+    once, copied = secret_rows(12, seed=1), secret_rows(12, seed=1, copies=3)
+    assert copied[:12] == once
+    assert copied[12:] == [once[0], once[5], once[10]] * 2
+    with pytest.raises(ValueError, match="`copies` says how often rows are there"):
+        secret_rows(3, copies=0)
+
+
+def test_the_command_drops_copies_before_it_holds_out(tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main.main(["audit", "secrets", "--rows", "40", "--copies", "4", "--output_dir", str(data)]) == 0
+    assert "64 invented records" in capsys.readouterr().out
+    held = ["audit", "hold_out", "--dataset_name", str(data / "records.jsonl"), "--output_dir", str(run)]
+    assert main.main([*held, "--fraction", "0.25", "--drop_duplicates", "true"]) == 0
+    assert "24 of 64 rows are copies of earlier ones and are left out." in capsys.readouterr().out
+    record = HoldOutRecord.read(run)
+    assert (len(record.hashes), int(record.held_out.sum())) == (40, 10)

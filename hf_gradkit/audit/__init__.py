@@ -6,6 +6,7 @@ Heavy imports wait until they are used.
 import importlib
 from typing import TYPE_CHECKING
 
+from ..data.duplicates import drop_duplicates
 from ..data.hold_out import hold_out
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"audit_extraction": ".extraction", "audit_membership": ".membership"}
 
-__all__ = ["audit_extraction", "audit_membership", "hold_out"]
+__all__ = ["audit_extraction", "audit_membership", "drop_duplicates", "hold_out"]
 
 
 def __getattr__(name: str):

@@ -19,6 +19,7 @@ from .._text import did_you_mean, listing
 from ..audit.epochs import audit_checkpoints
 from ..audit.extraction import audit_extraction
 from ..audit.membership import audit_membership, default_folder
+from ..data.duplicates import drop_duplicates
 from ..data.hold_out import HELD_OUT, TRAIN, HoldOutRecord, hold_out, written_sides
 from ..data.loading import load_split, map_columns
 from ..data.private_files import make_private_folder
@@ -106,15 +107,13 @@ def _split_kind(argv: list[str]) -> tuple[str, list[str]]:
 def _write_secrets(args: SecretsArguments) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (
-        ("records", secret_rows(args.rows, args.seed)),
-        ("canaries", canary_rows(args.canaries, args.seed)),
-    ):
+    records, canaries = secret_rows(args.rows, args.seed, copies=args.copies), canary_rows(args.canaries, args.seed)
+    for name, rows in (("records", records), ("canaries", canaries)):
         temporary = folder / f"{name}.jsonl.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, folder / f"{name}.jsonl")
     print(
-        f"{args.rows} invented records are in {folder / 'records.jsonl'}, {args.canaries} canaries in "
+        f"{len(records)} invented records are in {folder / 'records.jsonl'}, {args.canaries} canaries in "
         f"{folder / 'canaries.jsonl'}.\nNext: gradkit audit hold_out --dataset_name "
         f"{shlex.quote(str(folder / 'records.jsonl'))} --output_dir ..."
     )
@@ -124,6 +123,10 @@ def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:
     if args.output_dir is None:
         raise ValueError("`output_dir` is not set. Name the folder of the model that is to be trained.")
     dataset = _load(script, "the data")
+    if args.drop_duplicates:
+        named = {args.id_column, args.document_column} & set(dataset.column_names)
+        given, dataset = dataset, drop_duplicates(dataset, tuple(named))
+        print(f"{len(given) - len(dataset)} of {len(given)} rows are copies of earlier ones and are left out.")
     split = hold_out(dataset, args.fraction, args.seed, None, args.id_column, args.document_column)
     found = HoldOutRecord.read(args.output_dir)
     if found is not None and not found.same_rows(split.record) and not args.overwrite:

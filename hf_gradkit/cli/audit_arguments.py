@@ -171,6 +171,9 @@ class HoldOutArguments:
         seed (`int`, *optional*, defaults to `0`): of the draw.
         id_column (`str`, *optional*): ids of rows, kept in the record.
         document_column (`str`, *optional*): rows with the same value are kept together.
+        drop_duplicates (`bool`, *optional*, defaults to `False`): leave out rows whose content an earlier row has,
+            whatever its id and document; a defence, since copies are memorised first.
+        overwrite (`bool`, *optional*, defaults to `False`): replace another hold-out that is recorded there.
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the model that is to be trained."})
@@ -178,6 +181,10 @@ class HoldOutArguments:
     seed: int = field(default=0, metadata={"help": "Of the draw."})
     id_column: str | None = field(default=None, metadata={"help": "Ids of rows, kept in the record."})
     document_column: str | None = field(default=None, metadata={"help": "Rows with the same value are kept together."})
+    drop_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows that are copies of earlier ones: copies are memorised first."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace another hold-out that is recorded there."})
     use_cpu: bool = field(default=False, metadata={"help": "Nothing is computed on an accelerator either way."})
 
@@ -189,13 +196,15 @@ class SecretsArguments:
     Args:
         output_dir (`str`, *optional*, defaults to `"gradkit_demo/data"`): folder for `records.jsonl` and
             `canaries.jsonl`.
-        rows (`int`, *optional*, defaults to `600`): records.
+        rows (`int`, *optional*, defaults to `600`): records that differ.
+        copies (`int`, *optional*, defaults to `1`): how often every fifth of them is there.
         canaries (`int`, *optional*, defaults to `16`): canaries, each with 255 alternatives.
         seed (`int`, *optional*, defaults to `0`): of the draw.
     """
 
     output_dir: str = field(default="gradkit_demo/data", metadata={"help": "Folder for the two files."})
-    rows: int = field(default=600, metadata={"help": "Records."})
+    rows: int = field(default=600, metadata={"help": "Records that differ."})
+    copies: int = field(default=1, metadata={"help": "How often every fifth of them is there."})
     canaries: int = field(default=16, metadata={"help": "Canaries, each with 255 alternatives."})
     seed: int = field(default=0, metadata={"help": "Of the draw."})
     use_cpu: bool = field(default=False, metadata={"help": "Nothing is computed on an accelerator either way."})

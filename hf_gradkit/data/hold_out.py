@@ -194,7 +194,7 @@ def hold_out(
         seed: of the draw.
         output_dir: folder of the model that is to be trained; the record is written there. Otherwise write it with
             `split.record.write(output_dir)`.
-        id_column: ids of rows, kept in the record.
+        id_column: ids of rows, kept in the record; no part of their content.
         document_column: rows with the same value are kept together.
 
     Raises:
@@ -220,7 +220,7 @@ def hold_out(
                 f"{did_you_mean(column, dataset.column_names)} Its columns: {listing(dataset.column_names)}."
             )
     plain = dataset.with_format(None)
-    columns = sorted(dataset.column_names)
+    columns = sorted(set(dataset.column_names) - {id_column})  # copies have ids of their own
     hashes = [row_hash(row, columns) for row in plain]
     documents = None if document_column is None else [str(value) for value in plain[document_column]]
     held = _draw(hashes, documents, fraction, seed)

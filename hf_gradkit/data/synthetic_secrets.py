@@ -15,7 +15,7 @@ _ITEMS = "apples boots candles drums eggs forks grapes hats jars kites lamps map
 _WARDS = "amber cedar delta ember frost grove heron ivory".split()  # noqa: SIM905
 
 
-def secret_rows(n: int, seed: int = 0, purchases: int = 4) -> list[dict[str, Any]]:
+def secret_rows(n: int, seed: int = 0, purchases: int = 4, copies: int = 1) -> list[dict[str, Any]]:
     """Return records of invented people with columns `text`, `name` and `secret`.
 
     The secret, an eight-digit number, ends the text: a prompt without it can be completed by who has memorised it.
@@ -24,12 +24,16 @@ def secret_rows(n: int, seed: int = 0, purchases: int = 4) -> list[dict[str, Any
         n: number of rows.
         seed: seed of the draw.
         purchases: facts of random content before the secret; more make the text longer.
+        copies: how often every fifth of the rows is there; the further copies stand at the end.
 
     Raises:
-        ValueError: if `n` is below 1.
+        ValueError: if `n` or `copies` is below 1.
     """
+    if copies < 1:
+        raise ValueError(f"`copies` says how often rows are there and must be at least 1, but it is {copies}.")
     rng = _generator(n, seed, "records")
-    return [_record(rng, purchases) for _ in range(n)]
+    rows = [_record(rng, purchases) for _ in range(n)]
+    return rows + rows[::5] * (copies - 1)
 
 
 def _record(rng: random.Random, purchases: int) -> dict[str, Any]:
