@@ -45,13 +45,19 @@ def check_sharding(accelerator: object) -> None:
     Args:
         accelerator: the trainer's.
     """
-    if accelerator.distributed_type == DistributedType.MULTI_CPU and _asked_for("FSDP"):
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and launched_as("FSDP"):
         raise ValueError(
             "FSDP was asked for, but accelerate shards models on accelerators only: these CPU processes would each "
             "train the whole model, as DDP. Try FSDP2 on a CPU through gradkit (gradkit sft ... --accelerate_config "
             "cpu/fsdp2), or start your script with cpu/multi_gpu."
         )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+    if accelerator.distributed_type == DistributedType.FSDP:
+        check_fsdp_version(2 if accelerator.is_fsdp2 else 1)
+
+
+def check_fsdp_version(version: int) -> None:
+    """Raise `ValueError` for the first version of FSDP."""
+    if version != 2:
         raise ValueError(
             "The launch configuration asks for the first version of FSDP, which hf-gradkit does not support and "
             "PyTorch is about to remove. Set `fsdp_version: 2`, or use --accelerate_config fsdp2."
@@ -64,16 +70,16 @@ def prepare_cpu_backends() -> None:
     Call it before an accelerator is made. accelerate enables FSDP for accelerators only, and on a CPU runs DDP without
     a word; DeepSpeed would first compile a communication library, without which gloo does the work.
     """
-    if _asked_for("FSDP"):
+    if launched_as("FSDP"):
         _shard_on_cpu()
-    if _asked_for("DEEPSPEED") and importlib.util.find_spec("deepspeed") is not None:
+    if launched_as("DEEPSPEED") and importlib.util.find_spec("deepspeed") is not None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _asked_for(what: str) -> bool:
-    """Whether accelerate's launcher was told to use FSDP or DEEPSPEED."""
+def launched_as(what: str) -> bool:
+    """Return whether accelerate's launcher was told to use "FSDP" or "DEEPSPEED"."""
     return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() in ("1", "true", "yes")
 
 

@@ -190,6 +190,11 @@ def has_vision_data(trainer: Any) -> bool:
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
+def block_names(model: Any) -> frozenset[str]:
+    """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
+    return frozenset(model._no_split_modules or ())
+
+
     """Return the installed version of each distribution, None where it is missing."""
     found: dict[str, str | None] = {}
     for name in names:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from .._text import check_whole_number
 from ..data.private_files import make_private_folder
 from ..scoring import fingerprints, load_scores, score_rows
 from ..scoring.language_models import check_rows
 from ..scoring.processes import on_main
 from ..scoring.sft_data import SFTFormat, TokenRow
+from ..scoring.sharding import is_split
 from .canaries import audit_canaries
 from .discoverable import suffix_probability
 from .evaluation import require_sklearn
@@ -141,8 +143,7 @@ def audit_extraction(
 
 
 def _check_options(generations: Any, samples: Any, chances: Any) -> None:
-    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 0:
-        raise ValueError(f"`generations` must be a whole number of at least 0, but it is {generations!r}.")
+    check_whole_number("generations", generations, 0)
     for n in samples:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"`samples` must be whole numbers of at least 1, but one is {n!r}.")
@@ -212,7 +213,8 @@ class _Extraction:
         for _, model in self.models.open((TARGET,)):
             check_rows([self.examples.rows[prompt.row] for prompt in self.prompts], model)
             on_main(lambda: make_private_folder(folder))
-            kept = score_rows(items, make(model), folder, key, self.batch_size, unit="prompt").columns
+            split = is_split(model)
+            kept = score_rows(items, make(model), folder, key, self.batch_size, unit="prompt", in_step=split).columns
         return kept
 
     def _rank(self, guesses: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessorList
 
+from ..scoring.sharding import is_split
 from .sampling import OwnDraws, Sampling, uniform_draws
 from .suffixes import Prompt
 
@@ -46,12 +47,13 @@ class GenerationScorer:
     def __init__(self, model: Any, sampling: Sampling, suffix_tokens: int, end_token: int | None, seed: int):
         self.model, self.sampling, self.width = model, sampling, suffix_tokens
         self.end_token, self.seed = end_token, seed
+        self._split = is_split(model)
 
     def length(self, item: Attempt) -> int:
         """Return the number of tokens that are read."""
         return len(item.prompt.prefix)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # a split model gathers its parts into tensors that outlive the call
     def score(self, items: list[Attempt]) -> dict[str, np.ndarray]:
         """Return the tokens written after prompts with prefixes of one length. (n, s) int64"""
         ids = torch.from_numpy(np.stack([item.prompt.prefix for item in items])).to(self.model.device)
@@ -68,6 +70,8 @@ class GenerationScorer:
                     pad_token_id=0 if self.end_token is None else self.end_token,
                 ),
                 logits_processor=LogitsProcessorList([OwnDraws(self.sampling, draws, ids.shape[1])]),
+                # A split model is gathered by all processes at each token: who is done goes on until all are.
+                synced_gpus=self._split,
             )[:, ids.shape[1] :]
         guess = np.full((len(items), self.width), ENDED, dtype=np.int64)
         guess[:, : written.shape[1]] = written.cpu().numpy()

@@ -15,6 +15,7 @@ from ..scoring import TokenRow, TokenStatistics, fingerprints, load_scores, scor
 from ..scoring.difficulty_scorers import recorded_norms
 from ..scoring.language_models import check_rows
 from ..scoring.processes import on_main
+from ..scoring.sharding import is_split
 from .attacks.gradient import ALL, ORDERS, GradientRecord
 from .examples import token_hashes
 from .models import TARGET, AuditedModel
@@ -150,7 +151,8 @@ def score_gradients(
                     names = sorted(name for name, p in model.named_parameters() if p.requires_grad)
                     if kept is None:
                         scorer = NormScorer(statistics, recorder)
-                        kept = score_rows(rows, scorer, folder, key, batch_size, unit="example").columns
+                        split = is_split(model)
+                        kept = score_rows(rows, scorer, folder, key, batch_size, unit="example", in_step=split).columns
             else:
                 names = sorted(name for name, p in model.named_parameters() if p.requires_grad)
                 if kept is None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from .._text import check_whole_number, listing
 from ..scoring.processes import on_main
 from ..scoring.sft_data import SFTFormat
 from .attacks import FeatureRecord, GradientNorm, GradientRecord, StepRatio, TokenRecord, build_attacks
@@ -108,6 +109,7 @@ def audit_membership(
     _check_numbers(false_positive_rates, bootstrap_rounds)
     models = AuditedModel(model, reference_model, dtype, device, model_init_kwargs)
     chosen = build_attacks(attacks, attack_kwargs or {}, reference=REFERENCE in models.passes)
+    _check_split(models, chosen)
     examples = load_examples(
         models, dataset, non_members, hold_out, tokenizer, layout, document_column, max_examples, seed
     )
@@ -124,8 +126,19 @@ def _check_numbers(alphas: Any, rounds: Any) -> None:
     wrong = [a for a in alphas if isinstance(a, bool) or not isinstance(a, (int, float)) or not 0 < a < 1]
     if wrong:
         raise ValueError(f"`false_positive_rates` must lie above 0 and below 1, but {wrong[0]!r} does not.")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 2:
-        raise ValueError(f"`bootstrap_rounds` must be a whole number of at least 2, but it is {rounds!r}.")
+    check_whole_number("bootstrap_rounds", rounds, 2)
+
+
+def _check_split(models: AuditedModel, attacks: dict[str, Any]) -> None:
+    """Raise `ValueError` for attacks that step parameters or read whole gradients, of a model that is split."""
+    if models.split is None or not isinstance(models.model, (str, os.PathLike)):
+        return
+    single = [name for name, attack in attacks.items() if _step({name: attack}) is not None]
+    if single:
+        raise ValueError(
+            f"Under {models.split} no process has the whole gradient of an example, which {listing(single)} need. "
+            "Leave them out, or use one process or --accelerate_config multi_gpu; norms of order 2 run here as well."
+        )
 
 
 def _step(attacks: dict[str, Any]) -> float | None:

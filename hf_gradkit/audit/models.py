@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftConfig, PeftModel
 
 from .._text import did_you_mean, listing
@@ -16,6 +17,7 @@ from ..scoring.language_models import load_language_model
 from ..scoring.processes import on_main, world
 from ..scoring.records import LIVE, model_name
 from ..scoring.rewards import DTYPES, load_reward_tokenizer
+from ..scoring.sharding import is_split, launched_to_split, split_model
 
 TARGET, REFERENCE = "target", "reference"
 
@@ -28,7 +30,8 @@ class AuditedModel:
         model: a folder, a model of the Hub, or a causal language model in memory; whole, or with a LoRA adapter.
         reference: the model before fine-tuning, given likewise. With an adapter it is the same weights with the
             adapter switched off, unless another one is given; without either there is none.
-        dtype: of the weights of models that are loaded; "auto" as they were saved.
+        dtype: of the weights of models that are loaded; "auto" as they were saved. Under FSDP2 and ZeRO-3 those are
+            split over the processes.
         device: where models run; where they are, or the process's own device, when None.
         options: further arguments of `from_pretrained`.
     """
@@ -44,6 +47,27 @@ class AuditedModel:
             raise ValueError(
                 f"`dtype` is {self.dtype!r}.{did_you_mean(self.dtype, DTYPES)} Known types: {listing(DTYPES)}."
             )
+        for given in (self.model, self.reference):
+            if given is not None and not _is_saved(given) and is_split(given):
+                raise ValueError(
+                    f"The model {_name(given)!r} in memory is split over the processes, so that none of them can tell "
+                    "its weights. Save it and name its folder; PrivacyAuditCallback audits a model while it trains."
+                )
+
+    @cached_property
+    def split(self) -> str | None:
+        """By what a model that is loaded is split over the processes, "FSDP2" or "ZeRO-3", or None.
+
+        Raises:
+            ValueError: if `device_map` is to spread it as well.
+        """
+        how = launched_to_split()
+        if how is not None and (self.options or {}).get("device_map") is not None:
+            raise ValueError(
+                f"`device_map` spreads a model over the devices of one process, but the launch configuration ({how}) "
+                "splits it over the processes. Leave `device_map` out, or start one process."
+            )
+        return how
 
     @cached_property
     def adapter(self) -> bool:
@@ -139,28 +163,18 @@ class AuditedModel:
             finally:
                 given.train(training).to(device)
             return
-        _check_launch()
         options = dict(self.options or {})
         if given is not self.model:
             options.pop("revision", None)
         model = load_language_model(str(given), self.dtype, trainable, **options)
-        if "device_map" not in options:
+        if self.split is not None:
+            model = split_model(model, self.split)
+        elif "device_map" not in options:
             model.to(self.device or world().device)
         yield model
         del model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _check_launch() -> None:
-    """Raise `ValueError` where accelerate was told to split models, which a model that is loaded here would not be."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
-            raise ValueError(
-                f"The audit was launched with {name}, under which models are not loaded whole, and it needs the whole "
-                "model in each process. Use --accelerate_config multi_gpu, or one process with device_map='auto' "
-                "(`model_init_kwargs`); PrivacyAuditCallback audits a model while it is trained under FSDP2 or ZeRO."
-            )
+        if torch.accelerator.is_available():
+            clear_device_cache(garbage_collection=True)  # the next model needs the room
 
 
 def _is_saved(given: Any) -> bool:

@@ -84,7 +84,7 @@ class SuffixScorer:
         """Return the number of tokens."""
         return len(item.prefix) + len(item.suffix)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # a split model gathers its parts into tensors that outlive the call
     def score(self, items: list[Prompt]) -> dict[str, np.ndarray]:
         """Return the figures of prompts with prefixes of one length. (n, s) float32 each"""
         start, longest = len(items[0].prefix), max(len(item.suffix) for item in items)

@@ -6,12 +6,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from ..data.private_files import make_private_folder
 from ..scoring import TokenScorer, fingerprints, load_scores, score_rows, token_statistics
 from ..scoring.language_models import check_rows
 from ..scoring.processes import on_main
 from ..scoring.sft_data import TokenRow
+from ..scoring.sharding import is_split
 from .attacks import TokenRecord, TokenScores
 from .examples import token_hashes
 from .models import REFERENCE, TARGET, AuditedModel
@@ -19,6 +21,16 @@ from .models import REFERENCE, TARGET, AuditedModel
 LOG_PROBS = "log_probs"
 # Which figure of the model gives what an attack reads of `TokenScores`.
 COLUMNS = {"mean": "entropy", "std": "log_prob_variance", "top1": "is_top1"}
+
+
+class QuietScorer(TokenScorer):
+    """Scores without tensors of inference mode, which a model that is split, or trained further, could not use."""
+
+    @torch.no_grad()
+    def score(self, items: list[TokenRow]) -> dict[str, np.ndarray]:
+        """Return each figure at the label tokens. (n,) of arrays (label tokens,) float32"""
+        found = self._statistics(items)
+        return {name: found.by_example(name) for name in self.columns}
 
 
 def outputs_for(attacks: dict[str, Any]) -> tuple[str, ...]:
@@ -71,7 +83,8 @@ def score_tokens(
         _check(rows, model, which)
         on_main(lambda which=which: make_private_folder(folders[which]))
         with token_statistics(model, wanted[which]) as statistics:
-            scorer = TokenScorer(statistics, wanted[which])
+            split = is_split(model)
+            scorer = (QuietScorer if split else TokenScorer)(statistics, wanted[which])
             found[which] = score_rows(
                 rows,
                 scorer,
@@ -80,6 +93,7 @@ def score_tokens(
                 batch_size,
                 rows=[row.row for row in rows],
                 unit="example",
+                in_step=split,
             ).columns
     return found
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import PeftModel
@@ -19,13 +18,12 @@ from .._text import check_whole_number
 from ..audit.attacks import TokenRecord, build_attacks
 from ..audit.evaluation.roc import area, rate_at, roc
 from ..audit.examples import Examples, token_hashes
-from ..audit.token_records import LOG_PROBS, outputs_for, token_records
+from ..audit.token_records import LOG_PROBS, QuietScorer, outputs_for, token_records
 from ..data.hold_out import HoldOutRecord
 from ..data.private_files import make_private_folder
 from ..scoring import (
     SFTFormat,
     TokenRow,
-    TokenScorer,
     fingerprints,
     load_scores,
     score_rows,
@@ -196,7 +194,7 @@ class PrivacyAuditCallback(TrainerCallback):
             with token_statistics(model, outputs) as statistics:
                 columns = score_rows(
                     self._examples.rows,
-                    _QuietScorer(statistics, outputs),
+                    QuietScorer(statistics, outputs),
                     folder,
                     key if keep else f"{key}-{name}",
                     self.batch_size or args.per_device_eval_batch_size,
@@ -227,15 +225,6 @@ class PrivacyAuditCallback(TrainerCallback):
             of_side = [r.target.log_probs for r, m in zip(records, examples.members, strict=True) if m == side]
             figures[f"{NAME}/{name}"] = -float(np.concatenate(of_side).mean())
         return figures
-
-
-class _QuietScorer(TokenScorer):
-    """Scores without leaving anything behind that training could not use, such as tensors of inference mode."""
-
-    @torch.no_grad()
-    def score(self, items: list[TokenRow]) -> dict[str, np.ndarray]:
-        found = self._statistics(items)
-        return {name: found.by_example(name) for name in self.columns}
 
 
 def _documents(row: TokenRow, lengths: Sequence[int]) -> list[TokenRow]:

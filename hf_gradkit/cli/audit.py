@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from .._backends import prepare_cpu_backends
 from .._text import did_you_mean, listing
 from ..audit.epochs import audit_checkpoints
 from ..audit.extraction import audit_extraction
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         kind, argv = _split_kind(sys.argv[1:] if argv is None else argv)
         parsed = parse_job(f"audit {kind}", TYPES[kind], argv)
+        prepare_cpu_backends()
         PartialState(cpu=parsed[-1 if kind == "secrets" else 1].use_cpu)
         if kind in ("secrets", "hold_out"):
             on_main(lambda: {"secrets": _write_secrets, "hold_out": _hold_out}[kind](*parsed))

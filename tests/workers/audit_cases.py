@@ -3,35 +3,65 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
+
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
 
 import hf_gradkit
 from audit_helpers import LENGTH, records
 from helpers import DEFAULTS
 from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.audit import audit_extraction, audit_membership, hold_out
+from hf_gradkit.audit.models import AuditedModel
 from hf_gradkit.callbacks.privacy_audit import PrivacyAuditCallback
+from hf_gradkit.data.synthetic_secrets import canary_rows
 from hf_gradkit.scoring import SFTFormat
 from hf_gradkit.scoring.processes import world
 from launch import REPORT, report_world
 
-ROWS = 79  # odd, so that the last round has a batch for one process only
+ROWS = 75  # 19 batches of examples and 57 of guesses, so that the last round has a batch for one process only
+FORWARD = ("loss", "zlib", "min_k", "min_k_plus_plus", "flora", "log_reference", "error_zone", "window")
+# Prefixes of 40 tokens of records of 60 to 72: the batches' guesses end at different lengths.
+PROMPTS = {"prefix_tokens": 40, "suffix_tokens": 30, "generations": 2}
 
 
 def audit(case: dict, folder: Path) -> dict:
-    """Return the scores of both audits of a model that was trained before."""
-    options = {"layout": SFTFormat(max_length=LENGTH), "batch_size": 4, "reference_model": case["reference"]}
+    """Return what both audits say of a model that was trained before, and which part of it each process holds."""
+    options = {"layout": SFTFormat(max_length=LENGTH), "batch_size": 4, "reference_model": case.get("reference")}
     options["cache_folder"] = folder / f"{case['name']}-cache"
-    found = audit_membership(case["model"], records(case["rows"]), bootstrap_rounds=20, **options)
-    short = {"prefix_tokens": 20, "suffix_tokens": 12, "generations": 2}
-    written = audit_extraction(case["model"], records(case["rows"]), **short, **options)
+    member = partial(audit_membership, case["model"], records(ROWS), bootstrap_rounds=20, **options)
+    found = member(attacks=[*FORWARD, "gradient_norm"])
+    written = audit_extraction(case["model"], records(ROWS), canaries=canaries(), **PROMPTS, **options)
+    try:
+        stepped = member(attacks=["gradient_norm", "step_ratio"], attack_kwargs={"gradient_norm": {"p": "1"}})
+        found.scores.update({f"{name} stepped": scores for name, scores in stepped.scores.items()})
+        refused = None
+    except ValueError as error:
+        refused = str(error)
     return {
         "scores": {name: scores.tolist() for name, scores in found.scores.items()},
         "gate": found.figures["gate"],
         "p_z": written.p_z.tolist(),
         "guesses": written.guesses,
         "verbatim": written.figures["members"]["verbatim"],
+        "canaries": written.figures["canaries"],
+        "refused": refused,
+        "part": part_held(case["model"]),
     }
+
+
+def canaries() -> Dataset:
+    return Dataset.from_list(canary_rows(2, seed=0, alternatives=7))
+
+
+def part_held(model: str) -> float:
+    """Return which part of a model's parameters this process holds when it is audited."""
+    ((_, opened),) = AuditedModel(model).open(("target",))
+    held = [p.to_local() if isinstance(p, DTensor) else getattr(p, "ds_tensor", p) for p in opened.parameters()]
+    whole = [p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in opened.parameters()]
+    return sum(p.numel() for p in held) / sum(whole)
 
 
 def watch(case: dict, folder: Path, processes: int):
@@ -67,6 +97,8 @@ def main() -> None:
         report_world(trainer)
     if trainer is not None:  # DDP goes before the process group; see hf_gradkit.cli.job.end_run
         trainer.model_wrapped = trainer.model
+        trainer.accelerator.free_memory()
+    world().destroy_process_group()
 
 
 if __name__ == "__main__":
