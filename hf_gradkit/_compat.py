@@ -179,6 +179,11 @@ def whole_models() -> Iterator[None]:
             os.environ[FSDP_EMPTY] = empty
 
 
+def block_names(model: Any) -> frozenset[str]:
+    """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
+    return frozenset(model._no_split_modules or ())
+
+
 def shifts_labels(trainer: Any) -> bool:
     """Return whether position t of the model's logits is scored against label t + 1, as in causal language models."""
     return trainer._loss_shifts_labels
@@ -190,11 +195,6 @@ def has_vision_data(trainer: Any) -> bool:
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
-def block_names(model: Any) -> frozenset[str]:
-    """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
-    return frozenset(model._no_split_modules or ())
-
-
     """Return the installed version of each distribution, None where it is missing."""
     found: dict[str, str | None] = {}
     for name in names:
