@@ -20,6 +20,14 @@ CHECKPOINT_SEAMS = {
     "_save_checkpoint": "writes one checkpoint, on all ranks; what an earlier run left in its place goes first",
     "_save_rng_state": "writes the last part that every rank has in a checkpoint, just before trainer_state.json",
 }
+# Methods of transformers' Trainer around the Hub, in all trainers of ours; training calls them where it pushes.
+HUB_SEAMS = {
+    "init_hf_repo": "makes the repository, before the training",
+    "create_model_card": "writes the model's page; TRL's trainers call it with each checkpoint",
+    "push_to_hub": "pushes the trained model",
+    "_push_from_checkpoint": "pushes while training, in the background, as `hub_strategy` says",
+    "_finish_current_push": "waits for that, and says nothing of what failed",
+}
 # Methods of transformers' Trainer that ours override or call, and why. tests/test_seams.py checks that each exists in
 # the parent and that each override really runs in a training step.
 TRAINER_SEAMS = {
@@ -177,11 +185,6 @@ def whole_models() -> Iterator[None]:
         setattr(module, DEEPSPEED_CONFIG[1], config)
         if empty is not None:
             os.environ[FSDP_EMPTY] = empty
-
-
-def block_names(model: Any) -> frozenset[str]:
-    """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
-    return frozenset(model._no_split_modules or ())
 
 
 def shifts_labels(trainer: Any) -> bool:

@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 from hf_gradkit.cli import main, select
 from hf_gradkit.reporting.selection import render
 from hf_gradkit.selection import Assessment, FiFA, Length, Random, Selector
-from hub_uploads import hub_that_takes
+from hub_uploads import environment, hub_that_takes
 from launch import run
 from pairs import make_pairs, write_pairs
 
@@ -78,7 +78,7 @@ def test_the_card_makes_the_folder_a_data_set(config):
     assert select.main(config()) == 0
     card = Path("out/README.md").read_text()
     assert "# 10 of 40 rows of pairs.jsonl, selected by fifa" in card
-    assert "    gradkit select --config select.yaml" in card
+    assert "\ngradkit select --config select.yaml\n" in card
     assert "| margin |" in card
     loaded = load_dataset("out", cache_dir="cache")
     assert list(loaded) == ["train"]
@@ -193,23 +193,20 @@ def test_the_page(config, rows, tmp_path):
 
 def test_pushed_to_the_hub(config, tmp_path):
     """A real upload, to a server on this machine, and back."""
-    with hub_that_takes(tmp_path / "hub") as endpoint:
-        environment = {
-            "HF_ENDPOINT": endpoint,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_TOKEN": "t",
-        }
+    with hub_that_takes(tmp_path / "hub") as hub:
         arguments = [*config(), "--push_to_hub", "true", "--hub_dataset_id", "someone/pairs"]
         command = [sys.executable, "-m", "hf_gradkit.cli.main", "select", *arguments]
-        ended = run(command, timeout=120, env=environment, cwd=tmp_path)
+        ended = run(command, timeout=120, env=environment(hub, tmp_path / "home"), cwd=tmp_path)
     assert ended.returncode == 0, ended.output[-4000:]
     assert "was pushed to the Hub as someone/pairs" in ended.output
     there = tmp_path / "hub" / "datasets" / "someone" / "pairs"
     names = ["README.md", "report.html", "scores.parquet", "selected.jsonl", "selection.json"]
     assert sorted(path.name for path in there.iterdir()) == names
-    for name in names:
+    for name in names[1:]:
         assert (there / name).read_bytes() == Path("out", name).read_bytes()
+    page, local = (there / "README.md").read_text(), Path("out", "README.md").read_text()
+    assert page == local.replace("OWNER/NAME", "someone/pairs")
+    assert 'load_dataset("someone/pairs", split="train")' in page
 
 
 @pytest.mark.parametrize(

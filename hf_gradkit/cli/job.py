@@ -17,6 +17,7 @@ from ..scoring.processes import on_main
 from ..trainers.checkpoints import check_whole, find_last_checkpoint
 from .arguments import parse_job
 from .errors import INTERRUPTED, USER_ERRORS, report
+from .origin import origin_of_job
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Job:
         train: the training data.
         evaluation: the evaluation data, or None.
         build_trainer: makes the trainer from the trainer's arguments, the model's arguments, and the data.
+        origin: what started it, for the page of the model.
         training: whether a trainer was built, from when on one rank may fail alone.
     """
 
@@ -80,11 +82,13 @@ class Job:
     train: Any
     evaluation: Any
     build_trainer: Callable[..., Any]
+    origin: dict[str, Any]
     training: bool = False
 
     def train_one(self, args: Any, train: Any, checkpoint: str | None) -> Any:
         """Build a trainer, train it from a checkpoint (or None), and return it."""
         trainer = self.build_trainer(args, self.model, train, self.evaluation)
+        trainer.run_origin = self.origin
         self.training = True
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
@@ -116,11 +120,13 @@ def run(
     try:
         types = (ScriptArguments, config_class, trl.ModelConfig, trl.DatasetMixtureConfig)
         types += () if options_class is None else (options_class,)
-        script, args, model, mixture, *options = parse_job(job, types, sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        script, args, model, mixture, *options = parse_job(job, types, argv)
         _check(args, model)
         train, evaluation = load_data(script, args, mixture)
         args.model_init_kwargs = model_init_kwargs(args, model)
-        current = Job(script, args, model, options[0] if options else None, train, evaluation, build_trainer)
+        data, own = (train, evaluation), options[0] if options else None
+        current = Job(script, args, model, own, *data, build_trainer, origin_of_job(job, argv, script, mixture))
         (work or _train_and_end)(current)
     except USER_ERRORS as error:
         return report(error, every_rank=current is not None and current.training)
@@ -153,7 +159,7 @@ def train_and_save(job: Job) -> Any:
     """Train one model, save it, say where everything is, and return the trainer, whose run is to be ended."""
     checkpoint = find_checkpoint(job.args.resume_from_checkpoint, job.args.output_dir)
     trainer = job.train_one(job.args, job.train, checkpoint)
-    save(trainer, job.script)
+    save(trainer)
     trainer.accelerator.print(f"See what happened: gradkit report {shlex.quote(str(job.args.output_dir))}")
     return trainer
 
@@ -263,7 +269,7 @@ def model_init_kwargs(args: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def save(trainer: Any, script: ScriptArguments) -> None:
+def save(trainer: Any) -> None:
     """Save the model and the trainer's state, push if asked, and say where they are."""
     folder = trainer.args.output_dir
     trainer.save_model(folder)
@@ -271,7 +277,7 @@ def save(trainer: Any, script: ScriptArguments) -> None:
     say = trainer.accelerator.print
     say(f"The model is in {folder}, the logs are in {Path(folder) / 'trainer_state.json'}.")
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub()
         say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")
 
 

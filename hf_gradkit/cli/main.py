@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .. import __version__
 from .._text import did_you_mean, listing
 from .errors import USER_ERRORS, report
+from .origin import note_command
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ COMMANDS = {
     "audit": Command("hf_gradkit.cli.audit", "privacy: membership inference, extraction, and the hold-out", job=True),
     "demo": Command("hf_gradkit.cli.demo", "watch a tiny model train, offline: what the usual logs do not say"),
     "report": Command("hf_gradkit.cli.report", "make one page from the logs of a run"),
+    "push": Command("hf_gradkit.cli.push", "publish a model, a selection or scores on the Hub, with its page"),
     "recipes": Command("hf_gradkit.cli.recipes", "list the recipes, print one, or copy it"),
     "env": Command("hf_gradkit.cli.env", "print versions, devices and which extras are installed"),
 }
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"There is no command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {listing(COMMANDS)}."
             )
         if command.job:
+            note_command(name, rest)
             return importlib.import_module("hf_gradkit.cli.launch").main(name, command.module, rest)
         return importlib.import_module(command.module).main(rest)
     except USER_ERRORS as error:

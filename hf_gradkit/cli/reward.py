@@ -96,7 +96,7 @@ def _train_folds(job: Job, folds: Folds) -> None:
         kept = job.train.select(np.flatnonzero(assigned != fold))
         checkpoint = on_main(lambda folder=args.output_dir: find_last_checkpoint(folder)) if resumes else None
         trainer = job.train_one(args, kept, checkpoint)
-        save(trainer, job.script)
+        save(trainer)
     on_main(lambda: folds.write(top))
     if trainer is None:
         on_main(lambda: print(f"All {folds.folds} folds in {top} were trained already."))

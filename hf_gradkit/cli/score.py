@@ -3,6 +3,7 @@
 Also a module for accelerate's own launcher: `accelerate launch -m hf_gradkit.cli.score --config score.yaml`.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from . import score_difficulty, score_reward
 from .arguments import parse_job
 from .errors import USER_ERRORS, report
 from .job import ScriptArguments
+from .origin import noted_command
 from .score_arguments import REWARD, ScoreArguments
-from .score_files import check_output
+from .score_files import check_output, note_origin
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score as the arguments say, and return the exit code: 0, or 2 for a mistake in the arguments or the data."""
     scoring = False
     try:
-        script, args = parse_job("score", (ScriptArguments, ScoreArguments), sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        script, args = parse_job("score", (ScriptArguments, ScoreArguments), argv)
         dataset = _load(script, args)
         PartialState(cpu=args.use_cpu)
         kind: Any = score_reward if REWARD in args.by else score_difficulty
@@ -34,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         scoring = True  # from here on, one process may fail alone
         scores = plan.run()
         on_main(lambda: kind.write(plan.dataset, scores, output))
+        command = shlex.join(noted_command("score", argv))
+        on_main(lambda: note_origin(output, script.dataset_name, script.dataset_train_split, command))
         PartialState().wait_for_everyone()
         PartialState().destroy_process_group()
     except USER_ERRORS as error:

@@ -37,3 +37,9 @@ def write_scores(dataset: Dataset, figures: dict[str, Any], output: Path) -> Pat
     os.replace(temporary, path)
     write_json(output / FIGURES, figures)
     return path
+
+
+def note_origin(output: Path, source: str, split: str, command: str) -> None:
+    """Note beside the figures what was scored, and by which command, for the page of the data set."""
+    figures = json.loads((output / FIGURES).read_text())
+    write_json(output / FIGURES, {**figures, "source": source, "split": split, "command": command})

@@ -15,7 +15,9 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..data.loading import load_split, map_columns
-from ..reporting.selection_card import selection_card
+from ..publishing.dataset_page import selection_page
+from ..publishing.page import write_page
+from ..publishing.push import Push
 from ..reporting.selection_files import FIGURES, SCORES, replace, write_selection_files
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
@@ -25,8 +27,9 @@ from ..trainers.options import parse_json
 from .arguments import parse_job
 from .errors import USER_ERRORS, report
 from .job import ScriptArguments
+from .origin import noted_command
 
-DATA, CARD, WORK = "selected", "README.md", "scoring"
+DATA, WORK = "selected", "scoring"
 
 
 @dataclass
@@ -102,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         on_main(lambda: _check_output(output, key, args.overwrite))
         selecting = True  # from here on, one process may fail alone
         result = selector.select(dataset)
-        command = shlex.join(["gradkit", "select", *argv])
+        command = shlex.join(noted_command("select", argv))
         on_main(lambda: _write(given, result, script, output, key, command))
         if args.push_to_hub:
             on_main(lambda: _push(output, args))
@@ -156,9 +159,9 @@ def _write(given: Dataset, result: Selection, script: ScriptArguments, output: P
             old.unlink()  # of a selection from a file of another kind
     data = output / _data_name(script.dataset_name)
     _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
-    card = selection_card(result.report, script.dataset_name, script.dataset_train_split, data.name, command)
-    replace(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
-    page = write_selection_files(result.report, result.scores, output, key=key)
+    facts = {"source": script.dataset_name, "split": script.dataset_train_split, "command": command}
+    page = write_selection_files(result.report, result.scores, output, key=key, **facts)
+    card = write_page(selection_page(output, {**facts, **result.report}), output)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
     options = "".join(f"--weight_column {name} " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source
@@ -166,7 +169,7 @@ def _write(given: Dataset, result: Selection, script: ScriptArguments, output: P
     print(
         f"{result.report['kept']} of {result.report['rows']} rows kept by {result.report['by']}.\n"
         f"The data is in {data}, the scores of all rows are in {output / SCORES}, the figures in {output / FIGURES}, "
-        f"the card in {output / CARD}{f', the report in {page}' if page else ''}.\n"
+        f"the card in {card}{f', the report in {page}' if page else ''}.\n"
         f"Train on it: gradkit {job} --dataset_name {shlex.quote(str(data))} {options}--model_name_or_path ..."
     )
 
@@ -194,17 +197,15 @@ def _write_data(dataset: Dataset, path: Path) -> None:
 
 
 def _push(output: Path, args: SelectArguments) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(args.hub_dataset_id, repo_type="dataset", private=args.hub_private_repo, exist_ok=True)
-    api.upload_folder(
-        folder_path=output,
-        repo_id=args.hub_dataset_id,
+    push = Push(
+        output,
+        args.hub_dataset_id,
         repo_type="dataset",
-        ignore_patterns=[f"{WORK}/**", "*.tmp"],
-        commit_message="Upload a selection made with hf_gradkit",
+        private=args.hub_private_repo,
+        message="Upload a selection made with hf_gradkit",
+        again=f"gradkit push {shlex.quote(str(output))} {args.hub_dataset_id}",
     )
+    push.run()
     print(f"The data set was pushed to the Hub as {args.hub_dataset_id}.")
 
 

@@ -6,6 +6,7 @@ Iterative Reasoning Preference Optimization.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -52,6 +53,21 @@ class RPO(Objective):
     def strength(self) -> float:
         """`eta`, or the authors' value for the normalization."""
         return ETA[self.normalization] if self.eta is None else self.eta
+
+    @property
+    def note(self) -> str:
+        """Which of the methods of this name it is, and in which form, for the page of a model."""
+        form, term = {
+            "sum": ("cumulative", "eta * beta * log p(chosen)"),
+            "average": ("average", "eta * log p(chosen) / tokens of the chosen answer"),
+        }[self.normalization]
+        return (
+            f"RPO is here Regularized Preference Optimization, in its {form} form: the loss is the DPO loss minus "
+            f"`{term}`, with eta {self.strength:g}. It is neither NVIDIA's Reward-aware Preference Optimization, nor "
+            "Relative Preference Optimization, nor TRL's former `rpo_alpha`."
+        )
+
+    tags: ClassVar[tuple[str, ...]] = ("regularized-preference-optimization",)
 
     def preference(self, record: PreferenceRecord) -> Tensor:
         return dpo_losses(record)

@@ -1,5 +1,6 @@
 """The names by which trainers, configurations and the command line know selectors."""
 
+from dataclasses import replace
 from typing import Any
 
 from .._methods import Kind, build, find_class
@@ -15,6 +16,15 @@ SELECTORS: dict[str, type[Selector]] = {
     selector.name: selector for selector in (FiFA, Random, Length, Perplexity, EL2N, GraNd, IFD, GradCos, PADA)
 }
 
+SELECTOR = Kind(
+    name="selector",
+    option="by",
+    example="'fifa'",
+    kwargs="selector_kwargs",
+    contract="a frozen dataclass that inherits from `hf_gradkit.selection.Selector`",
+    attributes=("assess", "select"),
+)
+
 
 def build_selector(name: str, options: dict[str, Any], field: str = "by", kwargs: str = "selector_kwargs") -> Selector:
     """Return the selector `name` with its options.
@@ -28,12 +38,5 @@ def build_selector(name: str, options: dict[str, Any], field: str = "by", kwargs
     Raises:
         ValueError: for an unknown selector or option (naming the known ones) or a value out of its domain.
     """
-    kind = Kind(
-        name="selector",
-        option=field,
-        example="'fifa'",
-        kwargs=kwargs,
-        contract="a frozen dataclass that inherits from `hf_gradkit.selection.Selector`",
-        attributes=("assess", "select"),
-    )
+    kind = replace(SELECTOR, option=field, kwargs=kwargs)
     return build(kind, name, find_class(kind, name, SELECTORS), options)

@@ -4,9 +4,11 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..callbacks.gradient_monitor import GradientMonitor
 from ..callbacks.worker_consistency import WorkerConsistencyCallback
+from ..reporting.run_info import write_run_info
 from ..scoring.processes import on_main
 from .checkpoints import (
     CheckpointError,
@@ -29,11 +31,14 @@ class CheckpointMixin:
     - A checkpoint that was not written to its end, or that lost a file, is never resumed from.
     - SIGTERM lets the step end, writes a checkpoint, and exits with code 143; only where the run writes checkpoints
       at all, and nobody else handles the signal. A second SIGTERM ends the process at once.
+    - What the run is (`gradkit_run.json`) is written before its first step.
     - A run that ends with an error or Ctrl-C says which checkpoint is left, and leaves no monitor on the model.
     """
 
     def train(self, resume_from_checkpoint=None, *positional, **keywords):
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self.args.should_save:
+            write_run_info(self, self._run_facts())
         try:
             with saving_on_sigterm(self):
                 return super().train(checkpoint, *positional, **keywords)
@@ -46,6 +51,10 @@ class CheckpointMixin:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, (GradientMonitor, WorkerConsistencyCallback)):
                     callback.stop_watching()  # callbacks are not told of an error in the middle of a step
+
+    def _run_facts(self) -> dict[str, Any]:
+        """Return what the run's information file holds of the method besides the settings."""
+        return {}
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if not resume:

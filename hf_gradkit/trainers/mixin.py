@@ -15,10 +15,10 @@ from torch import Tensor
 from .._backends import check_sharding
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..reporting.example_log import ExampleLog
-from ..reporting.run_info import write_run_info
 from .checkpointing import CheckpointMixin
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
 from .hold_out import hold_out_rows
+from .hub import HubMixin
 from .monitors import build_monitors
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "example_weighting.pt"
 
 
-class ExampleWeightingMixin(CheckpointMixin):
+class ExampleWeightingMixin(CheckpointMixin, HubMixin):
     """Goes before a `transformers.Trainer` subclass. With every option off, the parent runs as if alone.
 
     A subclass overrides `compute_loss`, where it calls `_weigh_ahead` and `_weigh`, and states `_example_losses`.
@@ -174,8 +174,6 @@ class ExampleWeightingMixin(CheckpointMixin):
     def train(self, *positional, **keywords):
         if self._weigher is None:
             return super().train(*positional, **keywords)
-        if self.args.should_save:
-            write_run_info(self, self._run_facts())
         try:
             self._drawn = False
             result = super().train(*positional, **keywords)
@@ -193,10 +191,6 @@ class ExampleWeightingMixin(CheckpointMixin):
         # A run that failed before its first log has nothing to tell, and may stand where another one's state is.
         if self.args.should_save and self.state.log_history:
             self.save_state()
-
-    def _run_facts(self) -> dict[str, Any]:
-        """Return what the run's information file holds of the method besides the settings."""
-        return {}
 
     def log(self, logs: dict[str, float], *positional, **keywords) -> None:
         # Evaluation logs have prefixed keys and no training figures in them.

@@ -12,12 +12,13 @@ from ..scoring.pairs import PAIR, check_pair_columns, check_pairs, identical_mes
 from .checkpointing import CheckpointMixin
 from .checks import check_not_empty, check_processes
 from .hold_out import hold_out_rows
+from .hub import HubMixin
 from .monitors import build_monitors
 
 logger = get_logger(__name__)
 
 
-class RewardTrainer(CheckpointMixin, trl.RewardTrainer):
+class RewardTrainer(CheckpointMixin, HubMixin, trl.RewardTrainer):
     """A drop-in for [`trl.RewardTrainer`] that trains the same model, step by step, and looks at the pairs first.
 
     It warns, with counts, of a column `margin`, which TRL takes for a margin in the loss, of pairs whose completions
