@@ -187,6 +187,11 @@ def whole_models() -> Iterator[None]:
             os.environ[FSDP_EMPTY] = empty
 
 
+def block_names(model: Any) -> frozenset[str]:
+    """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
+    return frozenset(model._no_split_modules or ())
+
+
 def shifts_labels(trainer: Any) -> bool:
     """Return whether position t of the model's logits is scored against label t + 1, as in causal language models."""
     return trainer._loss_shifts_labels
