@@ -86,11 +86,12 @@ def test_the_chance_of_each_suffix_token(sampling, model, prompts):
         log_probs = slow_log_probs(model, [*prompt.prefix, *prompt.suffix])[PREFIX - 1 :]
         for j in range(16):
             if j >= len(prompt.suffix):
-                assert found["sampled"][i, j] == found["greedy"][i, j] == 1
+                assert found["sampled"][i, j] == found["greedy"][i, j] == found["log_probs"][i, j] == 1
                 continue
             token = int(prompt.suffix[j])
             assert found["sampled"][i, j] == pytest.approx(slow_chance(log_probs[j], token, sampling), abs=1e-4)
             assert found["greedy"][i, j] == (log_probs[j].argmax() == token)
+            assert found["log_probs"][i, j] == pytest.approx(log_probs[j, token].item(), abs=1e-4)
 
 
 def test_a_suffix_is_sampled_as_often_as_its_chance_says(model, prompts):
@@ -213,7 +214,7 @@ def test_members_are_extracted_and_held_out_records_are_not(model_folder, base, 
 def test_guesses_are_ranked_by_the_ratio_of_losses(model_folder, base, tmp_path):
     """The ranking of a few prompts against losses in float64, one text at a time."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    train, held = hold_out(records(ROWS), 20 / ROWS)
+    train, held = hold_out(records(ROWS), 20 / ROWS, id_column="uid")
     members, others = train.select(range(3)), held.select(range(3))
     audit = run(model_folder, tmp_path, members, non_members=others, reference_model=base)
     model, before = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (model_folder, base))

@@ -5,6 +5,7 @@ import math
 import shutil
 import zlib
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -241,14 +242,14 @@ def test_sets_without_a_record_are_stamped(full, tmp_path):
 
 
 def test_named_sides_that_follow_from_the_record_are_sound(full, tmp_path):
-    train, held = hold_out(records(260), 60 / 260)
+    train, held = hold_out(records(260), 60 / 260, id_column="uid")
     assert run(full, tmp_path, train, non_members=held).figures["unsound"] is None
     with pytest.raises(ValueError, match="60 of 60 members are on the other side by the record"):
         run(full, tmp_path, held, non_members=train)
 
 
 def test_a_planted_shift_is_stamped(full, tmp_path):
-    split = hold_out(records(260), 60 / 260)
+    split = hold_out(records(260), 60 / 260, id_column="uid")
     shifted = split.held_out.map(lambda row: {"text": "Note: " + row["text"]})
     audit = run(full, tmp_path, split.train, non_members=shifted)
     assert audit.figures["confounded"]
@@ -328,11 +329,25 @@ def test_options_that_are_wrong(options, message, full, tmp_path):
         run(full, tmp_path, **options)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_launch_that_would_split_the_model(name, full, tmp_path, monkeypatch):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ValueError, match=f"The audit was launched with {name}"):
-        run(full, tmp_path)
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "the first version of FSDP, which hf-gradkit does not support"),
+        ({}, {"model_init_kwargs": {"device_map": "auto"}}, r"`device_map` spreads .* configuration \(FSDP2\) splits"),
+        (
+            {},
+            {"attacks": ["loss", "step_ratio"]},
+            "Under FSDP2 no process has the whole gradient .* 'step_ratio' need",
+        ),
+    ],
+)
+def test_a_launch_that_splits_the_model(environment, options, message, full, tmp_path, monkeypatch):
+    """What cannot be had of one; what can is in test_audit_processes.py."""
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("hf_gradkit.scoring.sharding.world", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match=message):
+        run(full, tmp_path, **options)
 
 
 def test_a_stream(full, tmp_path):

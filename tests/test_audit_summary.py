@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from hf_gradkit.audit.evaluation import Trial
 from hf_gradkit.audit.extraction_figures import suffix_figures
+from hf_gradkit.audit.models import AuditedModel
 from hf_gradkit.audit.summary import find_audits
+from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting.audit_files import write_audit
 
 TEXT = "the account number is 12345678"
@@ -34,9 +37,10 @@ def extraction(**others) -> dict:
     members = np.arange(60) < 40
     written = (np.arange(60) < 30) | (np.arange(60) >= 58)
     chances = np.where(written, 1.0, 0.5)[:, None]
-    found = {"sampled": chances, "greedy": chances}
+    found = {"sampled": chances, "greedy": chances, "log_probs": np.log(chances)}
     sides = {"members": members, "non_members": ~members}
     figures = {name: suffix_figures(found, side, (1,), (0.5,)) for name, side in sides.items()}
+    assert figures["members"]["loss"] == pytest.approx(np.log(2) / 4)  # 10 of 40 suffixes have a chance of one half
     settings = {"prefix_tokens": 5, "suffix_tokens": 1, "generations": 0, "sampling": {}, "ranked_by": "loss"}
     facts = {"unsound": None, "too_short": 0, "seed": 0, "reference": None, "canaries": None}
     return {"format": 1, "audit": "extraction", "model": TEXT, **facts, **settings, **figures, **others}
@@ -71,6 +75,9 @@ def test_the_section_has_figures_alone(tmp_path):
     assert section.startswith("## Privacy audit\n")
     assert "The strongest attack is flora: AUC" in section
     assert "75.0% of the members" in section
+    assert "its loss on held-out examples is 2.000 nats a token" in section  # utility beside leakage
+    assert "its loss on held-out suffixes is 0.624 nats a token" in section
+    assert section.endswith("on examples that were held out at random before training.\n")
     assert TEXT not in section  # neither a text nor the name of the model's folder
 
 
@@ -88,6 +95,7 @@ def test_audits_that_must_not_be_believed(tmp_path):
     assert found.stamps == ("UNSOUND. Not held out.",)
     assert "unsound, so it says nothing" in found.section
     assert "AUC" not in found.section
+    assert "held out at random" not in found.section
 
 
 @pytest.mark.parametrize("content", ['{"audit": "membership", "mod', "[]", json.dumps({"audit": "extraction"})])
@@ -96,3 +104,22 @@ def test_a_broken_file_is_not_an_audit_that_found_nothing(tmp_path, content):
     (tmp_path / "_audit" / "membership.json").write_text(content)
     with pytest.raises(ValueError, match=r"membership.json' cannot be read .*Audit the model again"):
         find_audits(tmp_path)
+
+
+def test_whether_the_audit_is_of_these_weights(tmp_path, tokenizer):
+    """An audit knows the files it was made of; a model that was trained on since is another one."""
+    model = tiny_llama(tokenizer, hidden_size=32)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write(membership(model_hash=AuditedModel(str(tmp_path)).saved_hash), tmp_path)
+    assert find_audits(tmp_path).of_these_weights is True
+    (tmp_path / "README.md").write_text("A page is no part of the model.")
+    assert find_audits(tmp_path).of_these_weights is True
+    write(extraction(), tmp_path)
+    assert find_audits(tmp_path).of_these_weights is None  # one of the two does not say
+    with torch.no_grad():
+        model.lm_head.weight.add_(1e-3)
+    model.save_pretrained(tmp_path)
+    write(extraction(model_hash=AuditedModel(str(tmp_path)).saved_hash), tmp_path)
+    assert find_audits(tmp_path).of_these_weights is False  # the membership audit is of the model before
+    assert AuditedModel(model).saved_hash is None

@@ -107,6 +107,17 @@ def test_other_evaluation_data_stays(tokenizer, tmp_path):
     assert len(trainer.train_dataset) == 18
 
 
+def test_the_monitor_compares_with_what_is_held_out(tokenizer, tmp_path):
+    options = {"monitors": ["privacy_audit"], "max_steps": -1, "num_train_epochs": 1}
+    trainer = sft(tokenizer, tmp_path / "run", text_dataset(24), **options)
+    trainer.train()
+    line = json.loads((tmp_path / "run" / "privacy_audit.jsonl").read_text().splitlines()[-1])
+    assert line["privacy_audit/held_out_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+    given = {"eval_dataset": text_dataset(5, seed=9)}
+    with pytest.raises(ValueError, match="but that is not what `hold_out_fraction` holds out"):
+        make_trainer(*SFT, tokenizer, tmp_path, text_dataset(24), given, hold_out_fraction=0.25, **options)
+
+
 def test_a_resumed_run_has_the_same_hold_out(tokenizer, tmp_path):
     data = text_dataset(24, "weight")
     saving = {"save_strategy": "steps", "save_steps": 2, "hold_out_fraction": 0.25, "weight_column": "weight"}
@@ -240,7 +251,7 @@ def test_two_processes_hold_the_same_rows_out(tmp_path):
     ]
     results = Results("hold_out_cases.py", tmp_path)
     results.run(cases)
-    expected = hold_out(data, 0.25)
+    expected = hold_out(data, 0.25, id_column="uid")
     for name in ("first", "resumed", "last"):
         for rank in (0, 1):
             assert results.of(name, rank) == {"rows": len(expected.train), "evaluated": len(expected.held_out)}

@@ -205,7 +205,7 @@ class _Extraction:
 
     def _run(self, name: str, options: tuple, items: list, columns: tuple[str, ...], make: Any) -> dict:
         """Score items with the target, or return what was scored before."""
-        key = fingerprints.digest(name, 1, self.models.content(TARGET), hash_prompts(self.prompts), *options)
+        key = fingerprints.digest(name, 2, self.models.content(TARGET), hash_prompts(self.prompts), *options)
         folder = self.cache / key
         kept = load_scores(folder, key, columns, len(items))
         if kept is not None:
@@ -248,6 +248,7 @@ class _Extraction:
             "format": 1,
             "audit": "extraction",
             "model": self.models.name,
+            "model_hash": self.models.saved_hash,
             "reference": self.models.reference_name,
             "unsound": examples.unsound,
             "prefix_tokens": len(self.prompts[0].prefix),

@@ -89,15 +89,17 @@ def suffix_figures(
     """Return what one teacher-forced forward says of the suffixes of one side, without sampling.
 
     Args:
-        found: `sampled` and `greedy` probability of each token. (N, s) each
+        found: `sampled` and `greedy` probability of each token, and its `log_probs`; 1 beyond an end. (N, s) each
         side: which prompts. (N,) bool
         samples: values of n.
         chances: values of p.
     """
     p_z = suffix_probability(found["sampled"][side])
+    log_probs = found["log_probs"][side]
     needed = np.array([samples_needed(value, 0.5) for value in p_z])
     return {
         "prompts": int(side.sum()),
+        "loss": -float(log_probs[log_probs <= 0].mean(dtype=np.float64)),  # utility: nats a token of the suffixes
         "greedy": share(suffix_probability(found["greedy"][side]) == 1),
         "mean_p_z": float(p_z.mean()),
         "possible": share(p_z > 0),

@@ -173,6 +173,7 @@ def _evaluate(
         "format": 1,
         "audit": "membership",
         "model": models.name,
+        "model_hash": models.saved_hash,
         "reference": models.reference_name,
         "members": trial.counts[0],
         "non_members": trial.counts[1],

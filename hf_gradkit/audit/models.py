@@ -108,6 +108,11 @@ class AuditedModel:
         given = self.model if which == TARGET else self.reference
         return fingerprints.digest(self._hash(given), str(self.dtype))
 
+    @property
+    def saved_hash(self) -> str | None:
+        """Hash of the files of the model that is audited, or None for one in memory."""
+        return fingerprints.hash_folder(self._folder(self.model)) if _is_saved(self.model) else None
+
     def _hash(self, given: Any) -> str:
         if not _is_saved(given):
             return on_main(lambda: LIVE + fingerprints.hash_module(given))

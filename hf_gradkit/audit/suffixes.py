@@ -67,7 +67,7 @@ class SuffixScorer:
     """Gives the probability of each token of the true suffix, in one teacher-forced forward, for `score_rows`.
 
     Figures, 1 beyond a suffix's end: `sampled`, the probability that sampling gives the token after those before it;
-    `greedy`, whether greedy decoding does.
+    `greedy`, whether greedy decoding does; `log_probs`, its log-probability without sampling's options, in nats.
 
     Args:
         model: on its device, in evaluation mode.
@@ -75,7 +75,7 @@ class SuffixScorer:
         suffix_tokens: width of the figures.
     """
 
-    columns = ("sampled", "greedy")
+    columns = ("sampled", "greedy", "log_probs")
 
     def __init__(self, model: Any, sampling: Sampling, suffix_tokens: int):
         self.model, self.sampling, self.width = model, sampling, suffix_tokens
@@ -103,6 +103,7 @@ class SuffixScorer:
         found = {
             "sampled": self.sampling.probabilities(flat, tokens),
             "greedy": (flat.argmax(-1) == tokens).float(),
+            "log_probs": flat.gather(1, tokens[:, None])[:, 0] - flat.logsumexp(-1),
         }
         columns = {}
         for name, values in found.items():

@@ -75,6 +75,12 @@ def extraction_blocks(figures: dict[str, Any]) -> list[Block]:
         *([Block("What the model wrote", (), *_written_table(figures))] if figures["generations"] else []),
         *([Block("Canaries", (canary_sentence(canaries),))] if canaries else []),
         *([Block("Over training", (), *_extraction_curve(curve), lambda: extraction_figure(curve))] if curve else []),
+        Block(
+            "Utility",
+            ("Mean loss over the tokens of the suffixes, nats a token.",),
+            ("examples", "loss"),
+            tuple((words, _number(figures[side]["loss"])) for side, words in SIDES.items()),
+        ),
         Block("What to change", tuple(advice(figures))),
         Block("How it was measured", (), ("setting", "value"), _settings(figures, EXTRACTION_SETTINGS)),
     ]
@@ -148,10 +154,12 @@ def _extraction_curve(curve: list[dict[str, Any]]) -> tuple[tuple[str, ...], tup
             "" if point["epoch"] is None else f"{point['epoch']:.2f}",
             *_share(point["members"]["greedy"]),
             *_share(point["non_members"]["greedy"]),
+            *(_number(point[side]["loss"]) for side in SIDES),
         )
         for point in curve
     ]
-    return ("step", "epoch", "greedy, members", "interval", "greedy, held out", "interval"), tuple(rows)
+    losses = ("member loss", "held-out loss")
+    return ("step", "epoch", "greedy, members", "interval", "greedy, held out", "interval", *losses), tuple(rows)
 
 
 def _written_table(figures: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -182,6 +190,7 @@ def _utility_table(utility: dict[str, float]) -> tuple[tuple[str, ...], tuple[tu
     return ("examples", "loss", "before fine-tuning"), rows
 
 
+SIDES = {"members": "members", "non_members": "held out"}
 MEMBERSHIP_SETTINGS = ("model", "reference", "members", "non_members", "documents", "bootstrap_rounds", "seed")
 EXTRACTION_SETTINGS = (
     *("model", "reference", "prefix_tokens", "suffix_tokens", "generations", "sampling", "ranked_by", "too_short"),

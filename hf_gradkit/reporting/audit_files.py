@@ -54,4 +54,6 @@ def card_section(figures: list[dict[str, Any]]) -> str:
             lines.append(f"- {of['audit']}: the audit is {stamp}, so it says nothing about this model.")
         else:
             lines += [f"- {sentence}" for sentence in FINDINGS[of["audit"]](of)]
-    return "\n".join([*lines, "", "Measured with `gradkit audit` on examples that were held out at random.", ""])
+    sound = not any(of.get("unsound") for of in figures)
+    which = "were held out at random before training" if sound else "no recorded hold-out made"
+    return "\n".join([*lines, "", f"Measured with `gradkit audit` on examples that {which}.", ""])

@@ -32,6 +32,12 @@ def membership_findings(figures: dict[str, Any]) -> list[str]:
         f"The strongest attack is {name}: AUC {best['auc']:.3f} [{low:.3f}, {high:.3f}], over {figures['members']} "
         f"members and {figures['non_members']} non-members."
     ]
+    utility = figures["utility"]
+    before = f" ({utility['reference_held_out_loss']:.3f} before)" if "reference_held_out_loss" in utility else ""
+    found.append(
+        f"What the model is worth: its loss on held-out examples is {utility['held_out_loss']:.3f} nats a token"
+        f"{before}, on members {utility['member_loss']:.3f}."
+    )
     rates = [(float(alpha), of) for alpha, of in best["tpr"].items() if of["supported"]]
     if rates:
         alpha, rate = min(rates, key=lambda pair: pair[0])
@@ -67,6 +73,10 @@ def extraction_findings(figures: dict[str, Any]) -> list[str]:
         f"{members['greedy']['share']:.1%} of the members {bounds(members['greedy'])}, and of "
         f"{others['greedy']['share']:.1%} of held-out examples {bounds(others['greedy'])}."
     ]
+    found.append(
+        f"What the model is worth: its loss on held-out suffixes is {others['loss']:.3f} nats a token, on members' "
+        f"{members['loss']:.3f}."
+    )
     if "verbatim" in members:
         top, base = members["verbatim"]["top"], others["verbatim"]["top"]
         found.append(

@@ -58,7 +58,8 @@ def hold_out_rows(args: Any, train: Any, evaluation: Any) -> tuple[Any, Any]:
         evaluation: evaluation data, or None to evaluate on the rows that are held out.
 
     Raises:
-        ValueError: if the data is streamed or too small, or `output_dir` has the record of another hold-out.
+        ValueError: if the data is streamed or too small, `output_dir` has the record of another hold-out, or the
+            privacy audit would compare with other data.
     """
     fraction = getattr(args, "hold_out_fraction", None)
     if fraction is None or train is None:
@@ -67,6 +68,11 @@ def hold_out_rows(args: Any, train: Any, evaluation: Any) -> tuple[Any, Any]:
         raise ValueError(
             f"`hold_out_fraction` is {fraction}, but the training data is a {type(train).__name__}, and rows are "
             "held out before any is seen. Load it as a `datasets.Dataset`, without streaming, or leave the field out."
+        )
+    if evaluation is not None and "privacy_audit" in (getattr(args, "monitors", None) or []):
+        raise ValueError(
+            "`monitors` has 'privacy_audit', which compares the training data with the evaluation data, but that is "
+            "not what `hold_out_fraction` holds out. Leave the evaluation data out: it is then the held-out rows."
         )
     ids = getattr(args, "example_id_column", None)
     split = hold_out(train, fraction, args.hold_out_seed, id_column=ids if ids in train.column_names else None)
