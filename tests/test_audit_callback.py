@@ -9,15 +9,22 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import hf_gradkit
-from audit_helpers import LENGTH, record_tokenizer, records, save_base
-from helpers import DEFAULTS, parameter_gap
+from audit_helpers import LENGTH, record_tokenizer, records, save_base, slow_log_probs
+from helpers import DEFAULTS, parameter_gap, text_dataset
 from hf_gradkit.audit import audit_membership, hold_out
 from hf_gradkit.callbacks.privacy_audit import FOLDER, PrivacyAuditCallback
+from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.scoring import SFTFormat, tokenize_sft
-from pair_helpers import pairs
+from pair_helpers import pairs, save_policy
 
 ROWS, HELD = 80, 20
 
@@ -65,8 +72,62 @@ def test_the_monitor_of_a_configuration(base, split, tmp_path):
     (line,) = lines(tmp_path / "run")
     assert 0 <= line["privacy_audit/auc_flora"] <= 1
     assert any("privacy_audit/auc_flora" in entry for entry in trainer.state.log_history)
-    with pytest.raises(ValueError, match="`monitors` has 'privacy_audit', which DPOConfig does not know"):
-        hf_gradkit.DPOConfig("out", monitors=["privacy_audit"], use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="`monitors` has 'privacy_audit', which RewardConfig does not know"):
+        hf_gradkit.RewardConfig("out", monitors=["privacy_audit"], use_cpu=True, bf16=False)
+
+
+def losses(model, rows) -> float:
+    """Return the mean loss over all label tokens, one (ids, first label) after the other, from plain logits."""
+    found = []
+    for ids, first in rows:
+        log_probs = slow_log_probs(model, ids)
+        found += [-log_probs[t - 1, ids[t]].item() for t in range(max(1, first), len(ids))]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_preference_training_is_audited_by_its_chosen_answers(mode, tokenizer, tmp_path):
+    policy, data = save_policy(tmp_path / "policy", tokenizer), pairs(24)
+    args = hf_gradkit.DPOConfig(
+        str(tmp_path / "run"),
+        **{**DEFAULTS, "max_steps": -1, "num_train_epochs": 1, "max_length": 12, "truncation_mode": mode},
+        monitors=["privacy_audit"],
+        hold_out_fraction=0.25,
+    )
+    trainer = hf_gradkit.DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    (line,) = lines(tmp_path / "run")
+    assert not line["unsound"]
+    for name, side in (("member_loss", trainer.train_dataset), ("held_out_loss", trainer.eval_dataset)):
+        rows = []
+        for row in side:
+            ids, first = row["prompt_ids"] + row["chosen_ids"], len(row["prompt_ids"])
+            cut = max(0, len(ids) - 12) if mode == "keep_end" else 0
+            rows.append((ids[cut : cut + 12], max(0, first - cut)))
+        assert line[f"privacy_audit/{name}"] == pytest.approx(losses(trainer.model, rows), rel=1e-4)
+
+
+def test_the_plain_trainer_is_audited(tokenizer, tmp_path):
+    data = Dataset.from_list([{"input_ids": ids, "labels": ids} for text in text_dataset(24)["text"]
+                              for ids in [tokenizer(text)["input_ids"]]])  # fmt: skip
+    options = {**DEFAULTS, "max_steps": -1, "num_train_epochs": 1, "monitors": ["privacy_audit"]}
+    args = hf_gradkit.TrainingArguments(str(tmp_path), **options, hold_out_fraction=0.25)
+    collator = DataCollatorForTokenClassification(tokenizer)
+    keywords = {"train_dataset": data, "data_collator": collator}
+    trainer = hf_gradkit.Trainer(tiny_llama(tokenizer, hidden_size=32), args, processing_class=tokenizer, **keywords)
+    trainer.train()
+    (line,) = lines(tmp_path)
+    expected = losses(trainer.model, [(row["input_ids"], 0) for row in trainer.eval_dataset])
+    assert line["privacy_audit/held_out_loss"] == pytest.approx(expected, rel=1e-4)
+    without = hf_gradkit.Trainer(tiny_llama(tokenizer, hidden_size=32), args, **keywords)
+    with pytest.raises(ValueError, match="the trainer has no tokenizer. Give it `processing_class`"):
+        without.train()
+    config = LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0)
+    classifier = hf_gradkit.Trainer(
+        LlamaForSequenceClassification(config), args, processing_class=tokenizer, **keywords
+    )
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification is no causal language model"):
+        classifier.train()
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "ours"])
@@ -169,8 +230,8 @@ def test_what_cannot_be_audited(base, split, tmp_path):
     with pytest.raises(ValueError, match="has no non-members: `eval_dataset` is a NoneType"):
         trainer.train()
     trainer = make(base, tmp_path, split)
-    callback = PrivacyAuditCallback(trainer=trainer, members=pairs(4).rename_column("prompt", "prompt_ids"))
-    with pytest.raises(ValueError, match="`train_dataset` has pairs"):
+    callback = PrivacyAuditCallback(trainer=trainer, members=pairs(4))
+    with pytest.raises(ValueError, match="`train_dataset` has pairs that no trainer has prepared"):
         callback._load_examples(trainer.processing_class)
     both = Dataset.from_list([*split.held_out, *split.train.select(range(2))])
     callback = PrivacyAuditCallback(members=split.train, non_members=both)

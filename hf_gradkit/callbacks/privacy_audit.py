@@ -31,6 +31,7 @@ from ..scoring import (
     tokenize_sft,
 )
 from ..scoring.processes import on_main, world
+from ..scoring.sft_data import IGNORED
 from .figures_log import FiguresLog
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class PrivacyAuditCallback(TrainerCallback):
         trainer.add_callback(PrivacyAuditCallback(trainer=trainer))
 
     Members are a random part of the training data, non-members of the evaluation data, both as the trainer prepared
-    them: the same tokens, labels and cuts. The reference is the model as it was before the first step; with an adapter
+    them: the same tokens, labels and cuts; of preference pairs the prompt with its chosen answer, of which the answer
+    is looked at. The reference is the model as it was before the first step; with an adapter
     the model with the adapter off. The audit runs in evaluation mode, and leaves training as it would have been.
 
     Figures: `privacy_audit/auc_<attack>` and `/tpr_<attack>` (true positive rate at `false_positive_rate`),
@@ -101,6 +103,7 @@ class PrivacyAuditCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
         check_backend(backend(), "The privacy audit's figures", "leave the monitor out", SHARDED)
+        _check_model(model, processing_class)
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
         self._examples = self._load_examples(processing_class)
         self._unsound = HoldOutRecord.read(args.output_dir) is None
@@ -145,17 +148,21 @@ class PrivacyAuditCallback(TrainerCallback):
 
     def _rows(self, dataset: Dataset, tokenizer: Any, name: str) -> list[TokenRow]:
         """Return a random part of one side's examples; packed rows are taken apart into the documents in them."""
-        if "input_ids" not in dataset.column_names and "prompt_ids" in dataset.column_names:
+        columns = dataset.column_names
+        if {"prompt_ids", "chosen_ids"} <= {*columns}:
+            rows = _chosen_answers(dataset, getattr(self._trainer, "args", None))
+        elif "chosen" in columns:
             raise ValueError(
-                f"`{name}` has pairs, and the privacy audit looks at single examples. Give PrivacyAuditCallback "
-                "`members` and `non_members` with a text or a prompt and a completion each."
+                f"`{name}` has pairs that no trainer has prepared. Leave `members` and `non_members` out to take the "
+                "trainer's, or give a text, or a prompt and a completion, each."
             )
-        # What the trainer prepared is cut already, and packed rows are longer than an example may be.
-        packed = "seq_lengths" in dataset.column_names
-        whole = dataset.remove_columns("seq_lengths") if packed else dataset
-        rows = tokenize_sft(whole, tokenizer, SFTFormat(max_length=None))
-        if packed:
-            rows = [part for row in rows for part in _documents(row, dataset[row.row]["seq_lengths"])]
+        else:
+            # What the trainer prepared is cut already, and packed rows are longer than an example may be.
+            packed = "seq_lengths" in columns
+            whole = dataset.remove_columns("seq_lengths") if packed else dataset
+            rows = tokenize_sft(whole, tokenizer, SFTFormat(max_length=None))
+            if packed:
+                rows = [part for row in rows for part in _documents(row, dataset[row.row]["seq_lengths"])]
         rows = [row for row in rows if row.label_tokens]  # training learns nothing from the others either
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[: self.max_examples])
         return [rows[i] for i in chosen]
@@ -225,6 +232,33 @@ class PrivacyAuditCallback(TrainerCallback):
             of_side = [r.target.log_probs for r, m in zip(records, examples.members, strict=True) if m == side]
             figures[f"{NAME}/{name}"] = -float(np.concatenate(of_side).mean())
         return figures
+
+
+def _check_model(model: Any, tokenizer: Any) -> None:
+    """Raise `ValueError` for a model that gives tokens no probability one after the other, or without its tokenizer."""
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    if embeddings is None or getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"`monitors` or a callback asks for a privacy audit, but {type(model).__name__} is no causal language "
+            "model, so the loss of a text is not known token by token. Leave the audit out."
+        )
+    if tokenizer is None:
+        raise ValueError(
+            "The privacy audit reads texts, but the trainer has no tokenizer. Give it `processing_class`."
+        )
+
+
+def _chosen_answers(dataset: Dataset, args: Any) -> list[TokenRow]:
+    """Return the prompts with their chosen answers as DPO trains on them, the answers to be predicted."""
+    longest = getattr(args, "max_length", None)
+    end = getattr(args, "truncation_mode", "keep_start") == "keep_end"
+    kept = slice(None) if longest is None else slice(-longest, None) if end else slice(longest)
+    rows = []
+    for number, row in enumerate(dataset.with_format(None).select_columns(["prompt_ids", "chosen_ids"])):
+        ids = np.array(row["prompt_ids"] + row["chosen_ids"], dtype=np.int64)
+        labels = np.where(np.arange(len(ids)) < len(row["prompt_ids"]), IGNORED, ids)
+        rows.append(TokenRow(ids[kept], labels[kept], number))
+    return rows
 
 
 def _documents(row: TokenRow, lengths: Sequence[int]) -> list[TokenRow]:

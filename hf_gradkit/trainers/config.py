@@ -23,6 +23,8 @@ class TrainingArguments(ExampleArguments, HoldOutArguments, MonitorArguments, tr
 
     {MonitorArguments.__doc__}"""
 
+    MONITORS: ClassVar[tuple[str, ...]] = (*MonitorArguments.MONITORS, "privacy_audit")
+
 
 @dataclass
 class SFTConfig(ExampleArguments, HoldOutArguments, MonitorArguments, trl.SFTConfig):
@@ -51,7 +53,7 @@ class DPOConfig(PreferenceArguments, DataFilterArguments, HoldOutArguments, Moni
 
     {ExampleArguments.__doc__}"""
 
-    MONITORS: ClassVar[tuple[str, ...]] = ("entanglement", *MonitorArguments.MONITORS)
+    MONITORS: ClassVar[tuple[str, ...]] = ("entanglement", "privacy_audit", *MonitorArguments.MONITORS)
 
 
 @dataclass

@@ -13,7 +13,7 @@ class MonitorArguments:
     Args:
         monitors (`list[str]`, *optional*): what to watch while training: `"gradient_statistics"`
             ([`~hf_gradkit.GradientStatisticsCallback`]), `"worker_consistency"`
-            ([`~hf_gradkit.WorkerConsistencyCallback`]); in supervised fine-tuning `"privacy_audit"`
+            ([`~hf_gradkit.WorkerConsistencyCallback`]); where a language model is trained `"privacy_audit"`
             ([`~hf_gradkit.PrivacyAuditCallback`]), which looks after each epoch; and in preference training
             `"entanglement"` ([`~hf_gradkit.EntanglementCallback`]).
         monitor_steps (`int`, defaults to 10): watch every so many optimizer steps.
@@ -26,7 +26,7 @@ class MonitorArguments:
         default=None,
         metadata={
             "help": "What to watch while training: 'gradient_statistics', 'worker_consistency', 'privacy_audit' "
-            "(SFT), 'entanglement' (DPO)."
+            "(language models), 'entanglement' (DPO)."
         },
     )
     monitor_steps: int = field(default=10, metadata={"help": "Watch every so many optimizer steps."})
