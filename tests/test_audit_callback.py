@@ -120,7 +120,7 @@ def test_the_plain_trainer_is_audited(tokenizer, tmp_path):
     expected = losses(trainer.model, [(row["input_ids"], 0) for row in trainer.eval_dataset])
     assert line["privacy_audit/held_out_loss"] == pytest.approx(expected, rel=1e-4)
     without = hf_gradkit.Trainer(tiny_llama(tokenizer, hidden_size=32), args, **keywords)
-    with pytest.raises(ValueError, match="the trainer has no tokenizer. Give it `processing_class`"):
+    with pytest.raises(ValueError, match="the trainer has no tokenizer"):
         without.train()
     config = LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0)
     classifier = hf_gradkit.Trainer(

@@ -235,7 +235,7 @@ class PrivacyAuditCallback(TrainerCallback):
 
 
 def _check_model(model: Any, tokenizer: Any) -> None:
-    """Raise `ValueError` for a model that gives tokens no probability one after the other, or without its tokenizer."""
+    """Raise `ValueError` for what is no causal language model, or one without its tokenizer."""
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
     if embeddings is None or getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(
