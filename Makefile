@@ -9,12 +9,13 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job offline (about a minute after the installation)"
 	@echo "make test   install what the tests need and run them"
 	@echo "make lint   ruff check and format"
+	@echo "make docs   build the documentation into build/site"
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'hf-gradkit needs Python 3.10 or newer; set PYTHON=python3.x')"
@@ -41,6 +42,14 @@ lint: $(BIN)/python
 	$(BIN)/python -m pip install --quiet "ruff==0.17.6"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "The documentation is in build/site: open build/site/index.html, or python -m http.server -d build/site"
 
 clean:
 	rm -rf $(VENV) gradkit_demo build dist

@@ -8,32 +8,18 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from trl import DatasetMixtureConfig, ModelConfig
 
 from helpers import make_rows
-from hf_gradkit import DPOConfig, RewardConfig, SFTConfig
 from hf_gradkit.cli import launch, main, recipes
 from hf_gradkit.cli.arguments import parse_job
-from hf_gradkit.cli.audit_arguments import AuditArguments
-from hf_gradkit.cli.job import ScriptArguments
-from hf_gradkit.cli.reward import FoldArguments
-from hf_gradkit.cli.score import ScoreArguments
-from hf_gradkit.cli.select import SelectArguments
 from hf_gradkit.data.resources import resources
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.demo import material
 from hf_gradkit.selection import build_selector
+from job_types import TYPES
 from launch import CONFIGS, run
 
 RECIPES = resources("recipes")
-TYPES = {
-    "audit": (ScriptArguments, AuditArguments),  # what both audits share, so that both can take the file
-    "sft": (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig),
-    "dpo": (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig),
-    "reward": (ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, FoldArguments),
-    "score": (ScriptArguments, ScoreArguments),
-    "select": (ScriptArguments, SelectArguments),
-}
 FINE_TUNING = [name for name in RECIPES if "linupper" in name]
 # Settings of the real-size recipes that are about this run or machine, and not about a method.
 NO_ORIGIN = """

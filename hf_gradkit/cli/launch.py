@@ -31,7 +31,11 @@ LAUNCHER_FLAGS = (
 )
 LAUNCHER_KEYS = ("accelerate_config", *LAUNCHER_FLAGS)
 
-HELP = f"""starting several processes:
+HELP = f"""a file of options:
+  --config FILE|RECIPE            a YAML file, or the name of one of `gradkit recipes`, with any of the options above
+                                  and below; flags win over the file
+
+starting several processes:
   --accelerate_config NAME|PATH   start through `accelerate launch` with this configuration; NAME is one of
                                   {", ".join(resources("accelerate_configs"))}
   --{" --".join(LAUNCHER_FLAGS)}
@@ -50,7 +54,8 @@ def main(name: str, module: str, argv: list[str]) -> int:
         argv: the job's arguments and the launcher's.
     """
     if "-h" in argv or "--help" in argv:
-        return importlib.import_module(module).main(["--help"])
+        kind = [word for word in argv[:1] if not word.startswith("-")]  # `gradkit audit extraction --help`
+        return importlib.import_module(module).main([*kind, "--help"])
     try:
         options, rest = _split(argv)
         dry_run = options.pop("dry_run")
