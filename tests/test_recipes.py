@@ -26,6 +26,7 @@ NO_ORIGIN = """
 dataset_name eval_dataset_name dtype use_peft loss_type weighting by precompute_ref_log_probs activation_checkpointing
 per_device_train_batch_size per_device_eval_batch_size logging_steps eval_strategy save_steps output_dir seed
 """.split()  # noqa: SIM905
+MADPO = [f"ultrafeedback/madpo{size}" for size in ("", "-0.6b", "-7b", "-lora", "-qlora")]
 ULTRAFEEDBACK = [name for name in RECIPES if name.startswith("ultrafeedback/") and not name.endswith("/score")]
 
 
@@ -65,13 +66,15 @@ def test_a_recipe_of_a_papers_settings_says_where_each_comes_from(name):
 
 
 def test_the_papers_settings():
-    for name in ("ultrafeedback/rpo/dpo", "ultrafeedback/rpo-lora/dpo"):
+    for name in ("rpo/dpo", "rpo-0.6b/dpo", "rpo-7b/dpo", "rpo-lora/dpo", "rpo-qlora/dpo"):
+        name = f"ultrafeedback/{name}"
         _, args, model, _ = parse(name)
         assert (args.loss_type, args.loss_kwargs) == (["rpo"], {"rpo": {"eta": 0.005, "normalization": "sum"}})
         assert (args.beta, args.num_train_epochs) == (0.01, 1)
         assert model.use_peft == ("lora" in name)
-    assert parse("ultrafeedback/rpo/dpo")[1].learning_rate == 5e-7
-    for name in ("ultrafeedback/madpo", "ultrafeedback/madpo-lora"):
+        assert args.learning_rate == (5e-6 if model.use_peft else 5e-7)
+        assert model.load_in_4bit == ("qlora" in name)
+    for name in MADPO:
         _, args, _, _ = parse(f"{name}/dpo")
         assert args.weighting == "madpo"
         assert args.weighting_kwargs == {
@@ -87,9 +90,7 @@ def test_the_papers_settings():
         assert (args.loss_type, args.beta) == (["beta_dpo"], 0.1)
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny/madpo", "hh-harmless/madpo", "ultrafeedback/madpo", "ultrafeedback/madpo-lora"]
-)
+@pytest.mark.parametrize("name", ["tiny/madpo", "hh-harmless/madpo", *MADPO])
 def test_each_step_of_madpo_takes_what_the_one_before_leaves(name):
     reward, score, dpo = (parse(f"{name}/{job}") for job in ("reward", "score", "dpo"))
     assert score[1].model_name_or_path == reward[1].output_dir
@@ -112,11 +113,26 @@ def test_a_recipe_says_what_it_is_and_whether_it_was_measured(name):
     assert lines[-1] in (RECIPES[name].parent / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in RECIPES.values()}), ids=lambda folder: "-".join(folder.parts[-2:])
+)
+def test_a_readme_says_what_it_takes_and_what_to_expect(folder):
+    text = (folder / "README.md").read_text()
+    assert re.match(r"# .+\n\n(    .+\n)+", text), "a title, and the commands at once"
+    for heading in ("## Hardware and time", "## What to expect"):
+        _, _, section = text.partition(f"\n{heading}\n")
+        assert len(section.partition("\n## ")[0].split()) > 5, heading
+    assert re.search("ot measured|minute|seconds", text.partition("## Hardware and time")[2])
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_at_a_recipes_head_starts_it(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the command works from anywhere: the recipe comes with the package
     monkeypatch.setattr(launch, "visible_accelerators", lambda: 4)
     for program, job, *arguments in commands(name):
+        if program == "sbatch":  # the job file is run below
+            assert job == f"recipes/{name.rpartition('/')[0]}/job.slurm"
+            continue
         assert program == "gradkit"
         if job == "demo" or {"hold_out", "secrets"} & {*arguments}:
             continue
@@ -184,10 +200,36 @@ def test_the_tiny_recipe_runs_as_two_processes(demo_folder):
 SHORT = ["--max_steps", "2", "--disable_tqdm", "true"]
 
 
+def test_the_tiny_difficulty_recipe_runs(demo_folder, monkeypatch):
+    monkeypatch.chdir(demo_folder)
+    run_all("tiny/difficulty", {"sft": SHORT, "score": []})
+    table = pq.read_table("runs/tiny-difficulty/scored/scored.parquet")
+    assert {"loss", "el2n", "grand"} <= {*table.column_names}
+    assert table.num_rows == 32
+
+
+def test_the_tiny_audit_recipe_runs_up_to_its_report(demo_folder, monkeypatch, capsys):
+    monkeypatch.chdir(demo_folder)
+    prepare, *others = recipes.head(RECIPES["tiny/audit/sft"])[1]
+    assert prepare == "gradkit demo --prepare_only"  # which demo_folder stands for
+    for command in others:
+        job, *arguments = shlex.split(command)[1:]
+        fewer = {"secrets": ["--rows", "60"], "sft": ["--num_train_epochs", "2", "--disable_tqdm", "true"]}
+        kind = arguments[0] if job == "audit" else job
+        assert main.main([job, *arguments, *fewer.get(kind, [])]) == 0, command
+    run_all("tiny/audit", {"audit membership": []})
+    assert main.main(["report", "runs/tiny-audit"]) == 0
+    assert "Report: " in capsys.readouterr().out
+    figures = json.loads((demo_folder / "runs/tiny-audit/_audit/membership.json").read_text())
+    assert len(figures["epochs"]) == 2
+    assert "rivacy audit" in (demo_folder / "runs/tiny-audit/report.html").read_text()
+
+
 def run_all(recipe: str, jobs: dict[str, list[str]]) -> None:
     """Run the steps of a recipe, with further arguments for each, and check what they leave."""
     for job, arguments in jobs.items():
-        assert main.main([job, "--config", f"recipes/{recipe}/{job}.yaml", *arguments]) == 0, job
+        file = f"recipes/{recipe}/{job.split()[0]}.yaml"
+        assert main.main([*job.split(), "--config", file, *arguments]) == 0, job
 
 
 def check_madpo(scored, folder) -> None:
