@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGED = ROOT / "build" / "site_source"
+FOLDER = tempfile.TemporaryDirectory(prefix="hf_gradkit_site_")  # a folder of its own for each build at a time
+STAGED = Path(FOLDER.name).resolve() / "source"
 FOLDERS = ("docs", "recipes", "benchmarks")
 # Sections of pages that come and go, listed by what is there.
 LISTED = {
