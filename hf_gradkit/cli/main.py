@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from .. import __version__
 from .._text import did_you_mean, listing
 from .errors import USER_ERRORS, report
-from .origin import note_command
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"There is no command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {listing(COMMANDS)}."
             )
         if command.job:
+            from .origin import note_command  # imports YAML, which --help does without
+
             note_command(name, rest)
             return importlib.import_module("hf_gradkit.cli.launch").main(name, command.module, rest)
         return importlib.import_module(command.module).main(rest)
