@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def cases(base, tmp_path_factory) -> list[dict]:
             "model": memorise(base, folder / "full", tokenizer, rows=ROWS, held=19),
             "reference": base,
         },
-        {"kind": "audit", "name": "lora", "model": adapter},
+        {"kind": "audit", "name": "lora", "model": adapter, "command": True},
     ]
 
 
@@ -41,7 +42,7 @@ def alone(base, cases, tmp_path_factory) -> Path:
     """The folder of what one process finds."""
     folder = tmp_path_factory.mktemp("alone")
     for case in cases:
-        (folder / f"{case['name']}.json").write_text(json.dumps(audit(case, folder)))
+        (folder / f"{case['name']}.json").write_text(json.dumps(audit({**case, "command": False}, folder)))
     watch({"name": "watched", "base": base}, folder, processes=1)
     return folder
 
@@ -53,8 +54,16 @@ def results(request, base, cases, tmp_path_factory) -> Results:
     return results
 
 
+def flat(figures: Any, path: str = "") -> dict[str, Any]:
+    """Return nested figures as one mapping."""
+    if not isinstance(figures, (dict, list)):
+        return {path: figures}
+    named = figures.items() if isinstance(figures, dict) else enumerate(figures)
+    return {key: value for name, part in named for key, value in flat(part, f"{path}/{name}").items()}
+
+
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_both_audits(name, results, alone):
+def test_membership(name, results, alone):
     expected = json.loads((alone / f"{name}.json").read_text())
     split = BACKENDS[results.backend]["sharded"]
     for rank in (0, 1):
@@ -65,12 +74,24 @@ def test_both_audits(name, results, alone):
         for attack in attacks:
             assert np.allclose(found["scores"][attack], expected["scores"][attack], rtol=1e-4, atol=1e-5), attack
             assert len(set(found["scores"][attack])) > 10, attack
+        assert found["gate"]["confounded"] == expected["gate"]["confounded"]
+
+
+def test_extraction(results, alone):
+    expected = json.loads((alone / "full.json").read_text())
+    for rank in (0, 1):
+        found = results.of("full", rank)
         assert np.abs(np.array(found["p_z"]) - expected["p_z"]).max() < 1e-5
         assert found["guesses"] == expected["guesses"]
-        assert found["verbatim"] == expected["verbatim"]
-        for which, figures in expected["canaries"].items():
-            assert found["canaries"][which] == figures
-        assert found["gate"]["confounded"] == expected["gate"]["confounded"]
+        assert len({len(guess) for guess in found["guesses"]}) > 2
+        assert flat(found["members"]) == pytest.approx(flat(expected["members"]), abs=1e-4)
+        assert flat(found["canaries"]) == pytest.approx(flat(expected["canaries"]), abs=1e-4)
+
+
+def test_the_command(results, alone):
+    """An adapter's extraction, by the command line."""
+    expected = json.loads((alone / "lora.json").read_text())["members"]
+    assert flat(results.of("command", 1)) == pytest.approx(flat(expected), abs=1e-4)
 
 
 def test_what_needs_whole_gradients_is_refused_where_there_are_none(results):

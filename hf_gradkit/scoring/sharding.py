@@ -72,6 +72,8 @@ def _partition(model: nn.Module) -> nn.Module:
     given = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
     # What is left to a trainer ("auto") keeps DeepSpeed's default; without an optimizer there is none to offload.
     zero = {name: value for name, value in given.items() if value != "auto" and name != "offload_optimizer"}
+    # As the Trainer sets it: smaller ones, such as norms' weights, stay whole.
+    zero.setdefault("stage3_param_persistence_threshold", 10 * model.config.get_text_config().hidden_size)
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
     deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=next(model.parameters()).dtype)
     deepspeed.initialize(model=model, config=config)  # sets the hooks that gather a module while it runs

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +18,17 @@ from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.audit import audit_extraction, audit_membership, hold_out
 from hf_gradkit.audit.models import AuditedModel
 from hf_gradkit.callbacks.privacy_audit import PrivacyAuditCallback
+from hf_gradkit.cli.audit import main as audit_command
 from hf_gradkit.data.synthetic_secrets import canary_rows
 from hf_gradkit.scoring import SFTFormat
 from hf_gradkit.scoring.processes import world
 from launch import REPORT, report_world
 
-ROWS = 75  # 19 batches of examples and 57 of guesses, so that the last round has a batch for one process only
+ROWS = 75  # 19 batches of examples: the last round has a batch for one process only
 FORWARD = ("loss", "zlib", "min_k", "min_k_plus_plus", "flora", "log_reference", "error_zone", "window")
-# Prefixes of 40 tokens of records of 60 to 72: the batches' guesses end at different lengths.
-PROMPTS = {"prefix_tokens": 40, "suffix_tokens": 30, "generations": 2}
+# Prefixes of 40 tokens of records of 60 to 72: the batches' guesses end at different lengths. 5 batches of prompts, 15
+# of guesses.
+PROMPTS = {"prefix_tokens": 40, "suffix_tokens": 30, "generations": 2, "max_examples": 10}
 
 
 def audit(case: dict, folder: Path) -> dict:
@@ -33,7 +37,6 @@ def audit(case: dict, folder: Path) -> dict:
     options["cache_folder"] = folder / f"{case['name']}-cache"
     member = partial(audit_membership, case["model"], records(ROWS), bootstrap_rounds=20, **options)
     found = member(attacks=[*FORWARD, "gradient_norm"])
-    written = audit_extraction(case["model"], records(ROWS), canaries=canaries(), **PROMPTS, **options)
     try:
         stepped = member(attacks=["gradient_norm", "step_ratio"], attack_kwargs={"gradient_norm": {"p": "1"}})
         found.scores.update({f"{name} stepped": scores for name, scores in stepped.scores.items()})
@@ -43,13 +46,34 @@ def audit(case: dict, folder: Path) -> dict:
     return {
         "scores": {name: scores.tolist() for name, scores in found.scores.items()},
         "gate": found.figures["gate"],
-        "p_z": written.p_z.tolist(),
-        "guesses": written.guesses,
-        "verbatim": written.figures["members"]["verbatim"],
-        "canaries": written.figures["canaries"],
         "refused": refused,
         "part": part_held(case["model"]),
+        **({} if case.get("command") else extract(case["model"], options)),
     }
+
+
+def extract(model: str, options: dict) -> dict:
+    """Return what the extraction audit says."""
+    written = audit_extraction(model, records(ROWS), canaries=canaries(), **PROMPTS, **options)
+    return {
+        "p_z": written.p_z.tolist(),
+        "guesses": written.guesses,
+        "members": written.figures["members"],
+        "canaries": written.figures["canaries"],
+    }
+
+
+def command(case: dict, folder: Path) -> dict:
+    """Return the figures that `gradkit audit extraction` writes; the processes belong together no more then."""
+    data, out = folder / "records.jsonl", folder / "command"
+    if world().is_main_process:
+        records(ROWS).to_json(data)
+    world().wait_for_everyone()
+    options = {"model_name_or_path": case["model"], "dataset_name": data, "output_dir": out, "max_length": LENGTH}
+    options |= {"per_device_eval_batch_size": 4, **PROMPTS}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert audit_command(["extraction", *arguments]) == 0
+    return json.loads((out / "extraction.json").read_text())["members"]
 
 
 def canaries() -> Dataset:
@@ -82,23 +106,37 @@ def watch(case: dict, folder: Path, processes: int):
     return trainer
 
 
+@contextmanager
+def as_on_gpus() -> Iterator[None]:
+    """Let FSDP leave models empty on all processes but one while they are loaded, as the files for GPUs ask for."""
+    before = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    if before is not None:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    yield
+    if before is not None:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before
+
+
 def main() -> None:
     prepare_cpu_backends()
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     trainer = None
     for case in cases:
         if case["kind"] == "audit":
-            result = audit(case, folder)
+            with as_on_gpus():
+                result = audit(case, folder)
             path = folder / f"{case['name']}.rank{world().process_index}.json"
             path.write_text(json.dumps(result))
-        else:
+        elif case["kind"] == "watch":
             trainer = watch(case, folder, processes=2)
     if REPORT in os.environ:
         report_world(trainer)
     if trainer is not None:  # DDP goes before the process group; see hf_gradkit.cli.job.end_run
         trainer.model_wrapped = trainer.model
         trainer.accelerator.free_memory()
-    world().destroy_process_group()
+    rank = world().process_index
+    (by_command,) = (case for case in cases if case.get("command"))
+    (folder / f"command.rank{rank}.json").write_text(json.dumps(command(by_command, folder)))
 
 
 if __name__ == "__main__":
