@@ -25,8 +25,7 @@ HUB_SEAMS = {
     "init_hf_repo": "makes the repository, before the training",
     "create_model_card": "writes the model's page; TRL's trainers call it with each checkpoint",
     "push_to_hub": "pushes the trained model",
-    "_push_from_checkpoint": "pushes while training, in the background, as `hub_strategy` says",
-    "_finish_current_push": "waits for that, and says nothing of what failed",
+    "_push_from_checkpoint": "pushes while training, in the background, as `hub_strategy` says; failures go unheard",
 }
 # Methods of transformers' Trainer that ours override or call, and why. tests/test_seams.py checks that each exists in
 # the parent and that each override really runs in a training step.

@@ -21,7 +21,7 @@ PRIVATE = {
     "checkpoint-2/model.safetensors": b"another model",
     "example_log/part-0-rank-0.parquet": b"rows",
     "data_filter/report.html": b"rows",
-    "gradient_statistics.jsonl": b"names of rows",
+    "gradient_statistics.jsonl": b"\n",
     "training_args.bin": b"a token may be in it",
     "optimizer.pt": b"",
     "report.html": b"rows",

@@ -54,7 +54,7 @@ def test_the_page_is_ours(strategy, pushed):
     assert 'from_pretrained("someone/' in card.text
 
 
-def test_a_page_of_a_training_that_goes_on_says_so(tmp_path):
+def test_a_push_that_fails_in_the_background_is_told_of(tmp_path):
     with hub_that_takes(tmp_path / "hub") as hub:
         hub.faults.append(Fault("POST api/models/someone/every_save/commit", 500, times=1))
         command = [sys.executable, str(WORKER), str(tmp_path), "every_save"]

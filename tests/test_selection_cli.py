@@ -200,12 +200,13 @@ def test_pushed_to_the_hub(config, tmp_path):
     assert ended.returncode == 0, ended.output[-4000:]
     assert "was pushed to the Hub as someone/pairs" in ended.output
     there = tmp_path / "hub" / "datasets" / "someone" / "pairs"
-    names = ["README.md", "report.html", "scores.parquet", "selected.jsonl", "selection.json"]
+    names = ["README.md", "report.html", "scores.parquet", "selected.parquet", "selection.json"]
     assert sorted(path.name for path in there.iterdir()) == names
-    for name in names[1:]:
+    for name in ("report.html", "scores.parquet", "selection.json"):
         assert (there / name).read_bytes() == Path("out", name).read_bytes()
-    page, local = (there / "README.md").read_text(), Path("out", "README.md").read_text()
-    assert page == local.replace("OWNER/NAME", "someone/pairs")
+    rows = [json.loads(line) for line in Path("out", "selected.jsonl").read_text().splitlines()]
+    assert Dataset.from_parquet(str(there / "selected.parquet")).to_list() == rows
+    page = (there / "README.md").read_text()
     assert 'load_dataset("someone/pairs", split="train")' in page
 
 

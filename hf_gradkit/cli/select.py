@@ -161,7 +161,7 @@ def _write(given: Dataset, result: Selection, script: ScriptArguments, output: P
     _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
     facts = {"source": script.dataset_name, "split": script.dataset_train_split, "command": command}
     page = write_selection_files(result.report, result.scores, output, key=key, **facts)
-    card = write_page(selection_page(output, {**facts, **result.report}), output)
+    card = write_page(selection_page(output, {**facts, **result.report}, data.name), output)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
     options = "".join(f"--weight_column {name} " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source

@@ -17,19 +17,23 @@ SCORES, SCORED = "scores.parquet", "scored.parquet"
 LIMITS = "License and limits are those of the source. A selection inherits the errors of what it was selected by."
 
 
-def selection_page(folder: Path, figures: dict[str, Any], repo: str | None = None, **given: Any) -> DatasetCard:
+def selection_page(
+    folder: Path, figures: dict[str, Any], data_file: str, repo: str | None = None, **given: Any
+) -> DatasetCard:
     """Return the page of what `gradkit select` left in a folder.
 
     Args:
         folder: with the selected rows, which become the data set, and the scores, which become its second part.
         figures: `selection.json`.
+        data_file: the selected rows. Where they are parquet, as on the Hub, the scores are the second part; `datasets`
+            reads one kind of file from a repository.
         repo: where it goes on the Hub, or None where that is not known yet.
         given: metadata that the user gives: license, language, tags.
     """
     source, split = figures.get("source", "a data set whose name was not recorded"), figures.get("split")
     selector, paper = _selector(figures["by"])
-    files = {"default": next(path.name for path in sorted(folder.glob("selected.*")) if path.suffix != ".tmp")}
-    if (folder / SCORES).is_file():
+    files = {"default": data_file}
+    if data_file.endswith(".parquet"):
         files["scores"] = SCORES
     body = [
         f"# {figures['kept']} of {figures['rows']} rows of {_short(source)}, selected by {figures['by']}",

@@ -25,7 +25,13 @@ def draw(run: Run, folder: Path) -> list[tuple[str, str, str]]:
     require_matplotlib()
     drawn = []
     for title, text, figure_of in (*SECTIONS, *FURTHER_SECTIONS):
-        figure = figure_of([run]) if run.history and title not in LEFT_OUT else None
+        if not run.history or title in LEFT_OUT:
+            continue
+        try:
+            figure = figure_of([run])
+        except (ValueError, KeyError) as error:  # a log that was cut off, such as by a full disk
+            print(f"The page has no picture {title!r}: its log cannot be read ({type(error).__name__}: {error}).")
+            continue
         if figure is None:
             continue
         path = Path(FOLDER) / (re.sub(r"\W+", "_", title.lower()) + ".png")

@@ -94,10 +94,27 @@ class Push:
                 print(f"The page has no pictures: {error}")
                 drawn = []
             write_page(model_page(facts, drawn), target)
+        elif kind is SELECTION:
+            self._write_selection(target)
         else:
-            from .dataset_page import scores_page, selection_page
+            from .dataset_page import scores_page
 
-            page, name = (selection_page, "selection.json") if kind is SELECTION else (scores_page, "scores.json")
-            write_page(page(self.folder, read_json(self.folder / name), self.repo, **self.metadata), target)
-        names = [name for name in published(self.folder, kind) if name != FILE]
+            figures = read_json(self.folder / "scores.json")
+            write_page(scores_page(self.folder, figures, self.repo, **self.metadata), target)
+        written = (FILE, "selected.") if kind is SELECTION else (FILE,)
+        names = [name for name in published(self.folder, kind) if not name.startswith(written)]
         gather(self.folder, names, target, copy)
+
+    def _write_selection(self, target: Path) -> None:
+        """Write page and rows of a selection, the rows as parquet: all data of a repository is of one kind."""
+        from ..data.loading import load_split
+        from .dataset_page import selection_page
+
+        data = next(path for path in sorted(self.folder.glob("selected.*")) if path.suffix != ".tmp")
+        file = target / "selected.parquet"
+        if data.suffix == ".parquet":
+            shutil.copyfile(data, file)
+        else:
+            load_split(str(data), "train").to_parquet(str(file))
+        figures = read_json(self.folder / "selection.json")
+        write_page(selection_page(self.folder, figures, file.name, self.repo, **self.metadata), target)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,20 @@ class HubMixin:
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)
-
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
         pushed = getattr(self, "push_in_progress", None)
         for job in pushed.jobs if pushed is not None else []:
-            if job.done() and not job.cancelled() and job.exception() is not None and not hasattr(job, "told"):
-                job.told = True
-                logger.warning(
-                    f"A push to {self.hub_model_id!r} during training failed, so a state of the model is missing: "
-                    f"{type(job.exception()).__name__}: {job.exception()}. The training went on, and nothing on this "
-                    "machine was lost."
-                )
+            if not hasattr(job, "watched"):  # those before it may still be under way
+                job.watched = True
+                job.add_done_callback(self._tell_failure)
+
+    def _tell_failure(self, job: Future) -> None:
+        """Say that a push in the background failed; transformers waits for it, and drops what it raised."""
+        error = None if job.cancelled() else job.exception()
+        if error is not None:
+            logger.warning(
+                f"A push to {self.hub_model_id!r} during training failed, so a state of the model is missing there: "
+                f"{type(error).__name__}: {error}. The training goes on, and nothing on this machine was lost."
+            )
 
 
 def _plain(adapter: dict[str, Any]) -> dict[str, Any]:
