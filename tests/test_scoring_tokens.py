@@ -232,6 +232,11 @@ def test_figures_with_and_without_gradient_are_the_same(dtype, model):
         with torch.no_grad():
             without = statistics(rows)
         with_gradient = statistics(rows)
+    with token_statistics(model, ("log_probs", "entropy"), one_pass=True) as statistics, torch.no_grad():
+        some = statistics(rows)
+    for name in ("log_probs", "entropy"):  # to the last bit, whatever else is asked for
+        assert torch.equal(getattr(some, name), getattr(without, name))
+    assert some.log_prob_variance is None
     assert with_gradient.log_probs.requires_grad
     assert not without.log_probs.requires_grad
     for name in STATISTICS:

@@ -70,7 +70,7 @@ def score_tokens(
     content = fingerprints.digest(token_hashes(rows))
     wanted = {which: outputs if which == TARGET else (LOG_PROBS,) for which in models.passes}
     keys = {
-        which: fingerprints.digest("tokens", 1, models.content(which), content, names)
+        which: fingerprints.digest("tokens", 2, models.content(which), content, names)
         for which, names in wanted.items()
     }
     folders = {which: Path(cache_folder) / key for which, key in keys.items()}
@@ -82,7 +82,7 @@ def score_tokens(
     for which, model in models.open(tuple(which for which in wanted if which not in found)):
         _check(rows, model, which)
         on_main(lambda which=which: make_private_folder(folders[which]))
-        with token_statistics(model, wanted[which]) as statistics:
+        with token_statistics(model, wanted[which], one_pass=True) as statistics:
             split = is_split(model)
             scorer = (QuietScorer if split else TokenScorer)(statistics, wanted[which])
             found[which] = score_rows(

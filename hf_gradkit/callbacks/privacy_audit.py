@@ -198,7 +198,7 @@ class PrivacyAuditCallback(TrainerCallback):
         training = model.training
         model.eval()
         try:
-            with token_statistics(model, outputs) as statistics:
+            with token_statistics(model, outputs, one_pass=True) as statistics:
                 columns = score_rows(
                     self._examples.rows,
                     QuietScorer(statistics, outputs),

@@ -4,7 +4,7 @@ Letters: n examples, T tokens of the longest one; position t predicts token t + 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .._text import did_you_mean, listing
 from .sft_data import IGNORED, TokenRow
-from .vocabulary import OF_TRL, VARIANCE, collect_variance
+from .vocabulary import OF_TRL, VARIANCE, head_in_one_pass
 from .work import as_ragged
 
 STATISTICS = (*OF_TRL, VARIANCE)
@@ -77,7 +77,7 @@ class TokenStatistics:
 
 @contextmanager
 def token_statistics(
-    model: Any, outputs: Sequence[str] = ("log_probs",)
+    model: Any, outputs: Sequence[str] = ("log_probs",), one_pass: bool = False
 ) -> Iterator[Callable[[list[TokenRow]], TokenStatistics]]:
     """Let a causal language model give per-token figures of examples.
 
@@ -93,6 +93,8 @@ def token_statistics(
         model: a transformers model with a language model's head, or a PEFT model of one, on its device. Put it into
             evaluation mode, or dropout is on.
         outputs: of `STATISTICS`; "log_probs" is always there.
+        one_pass: take figures from `head_figures` in any case, so that those of two models that are compared differ
+            by the models alone, and not by the rounding of two ways to compute them.
 
     Raises:
         ValueError: for unknown outputs, an adapter on the output head, which the fused head would not see, or one that
@@ -119,7 +121,7 @@ def token_statistics(
     own = vars(inner).get("forward")
     add_fused_lm_head(inner, outputs=of_trl)
     try:
-        yield lambda rows: _statistics(model, rows, of_trl, VARIANCE in outputs)
+        yield lambda rows: _statistics(model, rows, of_trl, VARIANCE in outputs, one_pass)
     finally:
         if own is None:
             del inner.forward
@@ -127,14 +129,13 @@ def token_statistics(
             inner.forward = own
 
 
-def _statistics(model: Any, rows: list[TokenRow], of_trl: tuple[str, ...], variance: bool) -> TokenStatistics:
+def _statistics(
+    model: Any, rows: list[TokenRow], of_trl: tuple[str, ...], variance: bool, one_pass: bool
+) -> TokenStatistics:
     batch = collate(rows, model.device)
-    if variance:
-        with collect_variance() as found:
-            outputs = model(**batch, fused_lm_head=True, use_cache=False)
-        extra = {VARIANCE: _at_positions(found[0], outputs.label_mask)}
-    else:
-        outputs, extra = model(**batch, fused_lm_head=True, use_cache=False), {}
+    with head_in_one_pass(variance) if variance or one_pass else nullcontext([]) as found:
+        outputs = model(**batch, fused_lm_head=True, use_cache=False)
+    extra = {VARIANCE: _at_positions(found[0], outputs.label_mask)} if variance else {}
     return TokenStatistics(outputs.label_mask, **{name: getattr(outputs, name) for name in of_trl}, **extra)
 
 

@@ -23,12 +23,16 @@ TILE = (4096, 16384)  # on accelerators, what keeps them busy
 
 
 @contextmanager
-def collect_variance() -> Iterator[list[Tensor]]:
+def head_in_one_pass(variance: bool) -> Iterator[list[Tensor]]:
     """Collect, for each call of TRL's fused head, the variance of log p of the tokens that it scores. (k,) each
 
     Without gradients all figures come from `head_figures`; otherwise TRL's function makes those that it has, and the
     variance costs a second product with the head's weight.
+
+    Args:
+        variance: whether it is wanted; nothing is collected otherwise.
     """
+    further = (VARIANCE,) if variance else ()
     found: list[Tensor] = []
 
     def replace(original):
@@ -40,10 +44,12 @@ def collect_variance() -> Iterator[list[Tensor]]:
                     results = original.apply(
                         hidden, weight, bias, labels, temperature, chunk, softcap, scale, outputs, *rest
                     )
-                    found.append(head_figures(hidden, weight, bias, labels, logits, (VARIANCE,))[VARIANCE])
+                    if variance:
+                        found.append(head_figures(hidden, weight, bias, labels, logits, further)[VARIANCE])
                     return results
-                figures = head_figures(hidden, weight, bias, labels, logits, (*outputs, VARIANCE))
-                found.append(figures[VARIANCE])
+                figures = head_figures(hidden, weight, bias, labels, logits, (*outputs, *further))
+                if variance:
+                    found.append(figures[VARIANCE])
                 return tuple(figures.get(name) for name in OF_TRL)
 
         return Stand
