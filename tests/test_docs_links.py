@@ -20,6 +20,12 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.relative_to(ROOT)}:{line}: {file} has no heading {anchor}"
 
 
+def test_every_recipe_is_in_the_table_of_recipes():
+    table = ROOT / "recipes" / "README.md"
+    linked = {(table.parent / link).resolve() for _, link in links(table)}
+    assert linked == {path for path in (ROOT / "recipes").rglob("README.md") if path != table}
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, open_pages = set(), [ROOT / "README.md"]
     while open_pages:
@@ -31,7 +37,7 @@ def test_every_page_is_reached_from_the_readme():
             target = (page.parent / link.partition("#")[0]).resolve()
             if "://" not in link and target.suffix == ".md" and target.exists():
                 open_pages.append(target)
-    missing = {page for page in pages("docs") if page not in reached}
+    missing = {page for page in pages("docs", "recipes") if page not in reached}
     assert not missing, f"no link leads to {sorted(str(page.relative_to(ROOT)) for page in missing)}"
 
 
