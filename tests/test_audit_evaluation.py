@@ -11,6 +11,7 @@ from hf_gradkit.audit.discoverable import chance_among, extracted, samples_neede
 from hf_gradkit.audit.evaluation import Trial, auc, clopper_pearson, null_error, rate_at, roc
 from hf_gradkit.audit.evaluation.intervals import resample
 from hf_gradkit.audit.exposure import exposure
+from hf_gradkit.audit.extraction_figures import suffix_figures
 from hf_gradkit.audit.similarity import edit_distance, hamming, longest_common_run, recall_at_errors
 
 # ---- ROC --------------------------------------------------------------------------------------------------------
@@ -212,3 +213,10 @@ def test_recall_at_errors():
     assert recall_at_errors(scores, right, errors=1) == 0.2
     assert recall_at_errors(scores, right, errors=2) == 0.4
     assert recall_at_errors(scores, right, errors=3) == 0.6
+
+
+def test_suffixes_that_no_number_of_samples_gives():
+    """Half of them appear among more samples than an integer holds, as under a model that knows nothing of them."""
+    found = {name: np.full((4, 12), 1e-5) for name in ("sampled", "greedy")}
+    figures = suffix_figures({**found, "log_probs": np.full((4, 12), -11.5)}, np.ones(4, bool), (1,), (0.5,))
+    assert figures["samples_for_half"]["half"] == pytest.approx(np.log(2) * 1e60, rel=1e-6)

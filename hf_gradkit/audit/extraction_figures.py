@@ -96,7 +96,7 @@ def suffix_figures(
     """
     p_z = suffix_probability(found["sampled"][side])
     log_probs = found["log_probs"][side]
-    needed = np.array([samples_needed(value, 0.5) for value in p_z])
+    needed = np.array([samples_needed(value, 0.5) for value in p_z], dtype=np.float64)  # beyond any integer type
     return {
         "prompts": int(side.sum()),
         "loss": -float(log_probs[log_probs <= 0].mean(dtype=np.float64)),  # utility: nats a token of the suffixes
