@@ -46,7 +46,10 @@ PLAIN_SEAMS = {
     "prediction_step": "evaluates, also a loss of the user's own",
 }
 # Of TRL's SFTTrainer besides.
-SFT_SEAMS = {"_prepare_dataset": "packs the data set, and drops the columns doing so"}
+SFT_SEAMS = {
+    "_prepare_dataset": "packs the data set, and drops the columns doing so",
+    "_get_train_sampler": "draws the examples of an epoch",
+}
 # Of TRL's RewardTrainer.
 REWARD_SEAMS = {"_prepare_dataset": "drops the pairs that are too long, without a word", **CHECKPOINT_SEAMS}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from hf_gradkit.data.tiny import tiny_llama
 
@@ -102,6 +103,19 @@ def logs_without_timings(trainer) -> list[dict[str, float]]:
 def step_logs(trainer, key: str) -> list[float]:
     """Return one figure of every training log that has it."""
     return [entry[key] for entry in trainer.state.log_history if key in entry and "loss" in entry]
+
+
+class StopError(RuntimeError):
+    """Stands for a crash in the middle of training."""
+
+
+def crash_after(step):
+    class Crash(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise StopError
+
+    return Crash()
 
 
 def last_token_loss(outputs, inputs):

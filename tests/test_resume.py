@@ -2,26 +2,11 @@
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 import hf_gradkit
-from helpers import NOT_RESUMED, logs_without_timings, parameter_gap, text_dataset, train
+from helpers import NOT_RESUMED, StopError, crash_after, logs_without_timings, parameter_gap, text_dataset, train
 from hf_gradkit.reporting import read_example_log
 from hf_gradkit.trainers.mixin import STATE_FILE
-
-
-class StopError(RuntimeError):
-    """Stands for a crash in the middle of training."""
-
-
-def crash_after(step):
-    class Crash(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == step:
-                raise StopError
-
-    return Crash()
-
 
 OPTIONS = {
     "max_steps": 9,

@@ -11,6 +11,7 @@ from .hold_out import HoldOutArguments
 from .monitors import MonitorArguments
 from .options import ExampleArguments
 from .preference_options import PreferenceArguments
+from .resampling import SamplerArguments
 
 
 @dataclass
@@ -27,10 +28,12 @@ class TrainingArguments(ExampleArguments, HoldOutArguments, MonitorArguments, tr
 
 
 @dataclass
-class SFTConfig(ExampleArguments, HoldOutArguments, MonitorArguments, trl.SFTConfig):
+class SFTConfig(ExampleArguments, SamplerArguments, HoldOutArguments, MonitorArguments, trl.SFTConfig):
     __doc__ = f"""Arguments of [`hf_gradkit.SFTTrainer`]: those of [`trl.SFTConfig`] and
 
     {ExampleArguments.__doc__}
+
+    {SamplerArguments.__doc__}
 
     {HoldOutArguments.__doc__}
 

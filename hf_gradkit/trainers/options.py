@@ -100,6 +100,7 @@ class ExampleOptions:
         normalize_weights: divide by the weighted number of tokens.
         log: write the example log.
         own_loss: the loss is the user's `per_example_loss`, which needs all this even without weights.
+        resamples: a `sampler` needs the losses of single examples.
     """
 
     name: str
@@ -109,6 +110,7 @@ class ExampleOptions:
     normalize_weights: bool
     log: bool
     own_loss: bool = False
+    resamples: bool = False
 
     @classmethod
     def of(cls, args: Any) -> "ExampleOptions":
@@ -149,6 +151,7 @@ class ExampleOptions:
             "columns": columns,
             "normalize_weights": getattr(args, "normalize_weight_column", False),
             "log": getattr(args, "example_log", False),
+            "resamples": getattr(args, "sampler", "none") != "none",
         }
 
     def _check(self, args: Any) -> None:
@@ -174,7 +177,8 @@ class ExampleOptions:
     def active(self) -> bool:
         """Whether anything of ours is on."""
         sequence = self.comparison.normalization == "sequence"
-        return self.method is not None or bool(self.columns.of_user) or self.log or sequence or self.own_loss
+        asked = self.log or self.own_loss or self.resamples
+        return self.method is not None or bool(self.columns.of_user) or sequence or asked
 
     @property
     def weighs_ahead(self) -> bool:

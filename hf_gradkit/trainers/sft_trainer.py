@@ -13,9 +13,10 @@ from ..data.packing import pack_with_columns
 from .config import SFTConfig, TrainingArguments
 from .mixin import ExampleWeightingMixin
 from .per_example import label_tokens, position_segments, spread_to_positions, sum_by_example
+from .resampling import ResamplingMixin
 
 
-class SFTTrainer(ExampleWeightingMixin, trl.SFTTrainer):
+class SFTTrainer(ResamplingMixin, ExampleWeightingMixin, trl.SFTTrainer):
     """A drop-in for [`trl.SFTTrainer`] that can weight examples by their loss and by columns of the data.
 
     With every option of [`SFTConfig`] that is ours left at its default, or with TRL's own configuration, this is

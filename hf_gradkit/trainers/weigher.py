@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class ExampleWeigher:
         self.accelerator = accelerator
         self.log = log
         self.metrics = ExampleMetrics()
+        self.tell_losses: Callable[[Tensor, Tensor], None] | None = None  # row numbers and losses, of all ranks
         self._group_names: dict[int, str] = {}
         self._shared_codes: set[int] = set()  # codes whose names all ranks know
         self._step_ess = 1.0
@@ -123,6 +125,8 @@ class ExampleWeigher:
         """
         table, mine = self._gather(sums, tokens, info)
         losses, valid = self._losses(table)
+        if self.tell_losses is not None:
+            self.tell_losses(table["index"][valid], losses[valid])
         # In an epoch's last step, an item that was there before fills the batch up: it trains, as always, but is not
         # counted again. Before that a sampler with replacement may well repeat one.
         new = self._seen.add(table["item"], table["index"]) | (not self.epoch_ends)
