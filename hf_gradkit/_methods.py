@@ -56,39 +56,52 @@ def find_class(kind: Kind, name: str, known: dict[str, type]) -> type:
 
 
 def _import_class(kind: Kind, path: str) -> type:
-    module_name, _, class_name = path.partition(":")
-    try:
-        method = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The {kind.name} {path!r} could not be imported: {error}. Write 'package.module:Class' and make "
-            "sure that the module is on the Python path of every process."
-        ) from error
+    method = import_by_path(kind.name, path)
     if not (dataclasses.is_dataclass(method) and all(hasattr(method, name) for name in kind.attributes)):
         raise ValueError(f"{path!r} is not a {kind.name}: it must be {kind.contract}.")
     return method
 
 
-def build(kind: Kind, name: str, method: type, options: dict[str, Any], known: list[str] | None = None) -> Any:
+def import_by_path(what: str, path: str, form: str = "package.module:Class") -> Any:
+    """Return what an import path names.
+
+    Args:
+        what: such as "weighting method", for messages.
+        path: module and name with a colon between them.
+        form: how such a path is written, for messages.
+
+    Raises:
+        ValueError: if there is no such module or name.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The {what} {path!r} could not be imported: {error}. Write {form!r} and make sure that the module is on "
+            "the Python path of every process."
+        ) from error
+
+
+def build(kind: Kind, name: str, known: dict[str, type], options: dict[str, Any]) -> Any:
     """Return an instance of a method with its options.
 
     Args:
         kind: what it is.
-        name: its name, for messages.
-        method: its class.
+        name: a name of `known`, or `"package.module:Class"` for a method that lives outside this package.
+        known: the methods that come with this package.
         options: values of its fields.
-        known: the options that messages name; the method's own when None.
 
     Raises:
-        ValueError: for an unknown option (naming the known ones) or a value out of its domain.
+        ValueError: for an unknown method or option (naming the known ones) or a value out of its domain.
     """
+    method = find_class(kind, name, known)
     own = option_names(method)
     for option in options:
         if option not in own:
-            named = own if known is None else known
             raise ValueError(
-                f"The {kind.name} {name!r} has no option {option!r}.{did_you_mean(option, named)} "
-                f"Its options: {listing(named) or 'none'}."
+                f"The {kind.name} {name!r} has no option {option!r}.{did_you_mean(option, own)} "
+                f"Its options: {listing(own) or 'none'}."
             )
     return method(**options)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,16 @@ def test_a_data_set_that_is_not_there_is_named(repositories, tmp_path):
     assert ended.returncode == 2
     assert "someone/rwos" in ended.output
     assert "Traceback" not in ended.output
+
+
+def test_embeddings_of_a_hub_model_are_known_by_its_content(tmp_path):
+    """The name is the same, but its main branch moved: the vectors that were kept are those of another model."""
+    pytest.importorskip("sentence_transformers")
+    worker = Path(__file__).parent / "workers" / "hub_sentences.py"
+    ended = run([sys.executable, str(worker), str(tmp_path)], timeout=180)
+    assert ended.returncode == 0, ended.output[-4000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["kept"] == [1, 1, 2, 2]
+    assert result["apart"][1] == 0
+    assert result["apart"][2] == result["apart"][3] > 0.01
+    assert any("someone/sentences/revision/v2" in request for request in result["requests"])

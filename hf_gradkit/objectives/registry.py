@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._methods import Kind, build, find_class
+from .._methods import Kind, build
 from .base import Objective
 from .beta_dpo import BetaDPO
 from .rpo import RPO
@@ -29,4 +29,4 @@ def build_objective(name: str, options: dict[str, Any] | None = None) -> Objecti
     Raises:
         ValueError: for an unknown objective or option (naming the known ones) or a value out of its domain.
     """
-    return build(OBJECTIVE, name, find_class(OBJECTIVE, name, OBJECTIVES), options or {})
+    return build(OBJECTIVE, name, OBJECTIVES, options or {})

@@ -52,8 +52,21 @@ def hash_folder(folder: str | Path) -> str:
     return digest(*parts)
 
 
-def find_model(name: str, revision: str | None = None) -> Path:
+def hash_files(folder: str | Path) -> str:
+    """Hash all files of a folder and of those in it, by name and content."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_hash_file, files))
+    return digest([[str(path.relative_to(folder)), checksum] for path, checksum in zip(files, sums, strict=True)])
+
+
+def find_model(name: str, revision: str | None = None, further: tuple[str, ...] = ()) -> Path:
     """Return the folder of a saved model: the path itself, or where the Hub's client keeps the model, fetched first.
+
+    Args:
+        name: folder, or name on the Hub.
+        revision: branch, tag or commit there; by default its main branch.
+        further: patterns of files that are fetched besides weights, configuration and tokenizer.
 
     Raises:
         ValueError: if there is no such folder or model.
@@ -65,7 +78,7 @@ def find_model(name: str, revision: str | None = None) -> Path:
         raise ValueError(f"The model folder {name!r} does not exist (looked in {Path.cwd()}). Correct the path.")
     try:
         for weights in (WEIGHTS[:1], WEIGHTS[1:]):  # the old format only where there is no other
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*weights, *SETTINGS]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*weights, *SETTINGS, *further]))
             if any(folder.glob(pattern) for pattern in weights):
                 break
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ told the whole data set, so that what has a model goes through each prompt once.
 """
 
 import dataclasses
-import importlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from .._methods import Kind, build, find_class
+from .._methods import Kind, build, import_by_path
 from .._text import listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
@@ -74,19 +73,12 @@ def build_component(role: str, value: Any, known: dict[str, type]) -> Any:
         )
     name, options = value["by"], {key: option for key, option in value.items() if key != "by"}
     if name in known or ":" not in name:
-        return build(kind, name, find_class(kind, name, known), options)
+        return build(kind, name, known, options)
     return _imported(role, name, options)
 
 
 def _imported(role: str, path: str, options: dict[str, Any]) -> Callable:
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"`{role}` is {path!r}, which could not be imported: {error}. Write 'package.module:function' and make "
-            "sure that the module is on the Python path of every process."
-        ) from error
+    found = import_by_path(f"{role} component", path, "package.module:function")
     if not callable(found):
         raise ValueError(f"`{role}` is {path!r}, which is a {type(found).__name__} and no function.")
     if isinstance(found, type):

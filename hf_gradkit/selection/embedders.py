@@ -1,9 +1,7 @@
 """Embeddings of prompts by models: mean-pooled hidden states of any transformers model, or sentence-transformers."""
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,9 @@ from ..scoring.rewards import position_limit
 from .components import Component
 from .tfidf import HashedTfidf
 from .work import Work
+
+# What sentence-transformers reads besides weights and tokenizer: lists and settings of its modules.
+SENTENCE_SETTINGS = ("*.json", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,12 @@ class SentenceTransformers(Component):
 
     Args:
         model: folder or name of the model, such as `"sentence-transformers/all-MiniLM-L6-v2"`.
+        revision: branch, tag or commit of a model of the Hub; by default its main branch.
         trust_remote_code: run code that comes with the model.
     """
 
     model: str | None = None
+    revision: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self):
@@ -108,32 +111,30 @@ class SentenceTransformers(Component):
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
+        library = _library()  # before a model is fetched
         prompts = work.prompts(dataset)
-        identity = (on_main(lambda: _content(self.model)), prompts.fingerprint)
+        folder = fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
+        # Known by its files, as every model is: what a name of the Hub stands for can change.
+        identity = (on_main(lambda: fingerprints.hash_files(folder)), prompts.fingerprint)
 
         @contextmanager
         def make():
-            yield prompts.texts, _SentenceScorer(self._load(work.device))
+            options = {"device": str(work.device), "trust_remote_code": self.trust_remote_code}
+            yield prompts.texts, _SentenceScorer(library.SentenceTransformer(str(folder), **options))
 
         found = work.score("sentence_transformers", identity, ("embedding",), len(prompts), make, unit="prompt")
         return found["embedding"][prompts.of_row]
 
-    def _load(self, device: Any) -> Any:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImportError(
-                "`embedder` is 'sentence_transformers', which is not installed: pip install "
-                '"hf-gradkit[embeddings]". Without it, use {"by": "transformers", "model": ...} or "tfidf".'
-            ) from error
-        return SentenceTransformer(self.model, device=str(device), trust_remote_code=self.trust_remote_code)
 
-
-def _content(model: str) -> str:
-    """Return a hash of a folder's files, each module's among them; of a model of the Hub, its name."""
-    files = sorted(path for path in Path(model).expanduser().rglob("*") if path.is_file())
-    sums = [[str(path.relative_to(model)), hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    return fingerprints.digest(sums) if files else model
+def _library() -> Any:
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise ImportError(
+            "`embedder` is 'sentence_transformers', which is not installed: pip install "
+            '"hf-gradkit[embeddings]". Without it, use {"by": "transformers", "model": ...} or "tfidf".'
+        ) from error
+    return sentence_transformers
 
 
 class _SentenceScorer:

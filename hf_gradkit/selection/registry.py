@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .._methods import Kind, build, find_class
+from .._methods import Kind, build
 from .base import Selector
 from .baselines import Length, Random
 from .difficulty import EL2N, GraNd, Perplexity
@@ -39,4 +39,4 @@ def build_selector(name: str, options: dict[str, Any], field: str = "by", kwargs
         ValueError: for an unknown selector or option (naming the known ones) or a value out of its domain.
     """
     kind = replace(SELECTOR, option=field, kwargs=kwargs)
-    return build(kind, name, find_class(kind, name, SELECTORS), options)
+    return build(kind, name, SELECTORS, options)

@@ -48,4 +48,4 @@ def build_method(name: str, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: for an unknown method or option (naming the known ones) or a value out of its domain.
     """
-    return build(WEIGHTING, name, find_method(name), options)
+    return build(WEIGHTING, name, METHODS, options)

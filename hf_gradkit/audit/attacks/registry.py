@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..._methods import Kind, build, find_class
+from ..._methods import Kind, build
 from .base import TokenRecord
 from .error_zone import ErrorZone
 from .gradient import GradientNorm, StepRatio
@@ -47,7 +47,7 @@ def build_attack(name: str, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: for an unknown attack or option (naming the known ones) or a value out of its domain.
     """
-    return build(ATTACK, name, find_class(ATTACK, name, ATTACKS), options)
+    return build(ATTACK, name, ATTACKS, options)
 
 
 def build_attacks(names: list[str] | None, options: dict[str, dict[str, Any]], reference: bool) -> dict[str, Any]:
