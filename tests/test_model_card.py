@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
 from run_folders import HISTORY, run_info, write_run
 
@@ -12,7 +14,7 @@ from hf_gradkit.publishing.facts import read_model
 from hf_gradkit.publishing.methods import methods_of
 from hf_gradkit.publishing.page import BEGIN, END, model_page, write_page
 from hf_gradkit.publishing.papers import PAPERS
-from hf_gradkit.reporting.run_info import origin, without_secrets
+from hf_gradkit.reporting.run_info import data_of, origin, without_secrets
 from toy_method import HardestTwice
 
 
@@ -215,3 +217,18 @@ def test_tokens_are_in_no_command():
     assert without_secrets(command) == hidden.split()
     config = {"hub_token": "s", "env": {"HF_TOKEN": "s"}, "beta": 0.1}
     assert origin(["x"], config, [])["config"] == {"beta": 0.1}
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_files(tmp_path):
+    rows = load_dataset("json", data_files=str(write_rows(tmp_path)), split="train", cache_dir=str(tmp_path / "json"))
+    assert data_of(rows, "train") == []  # a local file
+    folder = tmp_path / "cache" / "someone___rows" / "default" / "0.0.0" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (folder / "rows-train.arrow").write_bytes(Path(rows.cache_files[0]["filename"]).read_bytes())
+    found = data_of(Dataset.from_file(str(folder / "rows-train.arrow"), split="train"), "train")
+    assert found == [{"name": "someone/rows", "role": "train", "config": None, "split": "train", "revision": "a" * 40}]
+
+
+def write_rows(folder):
+    (folder / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    return folder / "rows.jsonl"

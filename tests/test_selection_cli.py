@@ -78,7 +78,7 @@ def test_the_card_makes_the_folder_a_data_set(config):
     assert select.main(config()) == 0
     card = Path("out/README.md").read_text()
     assert "# 10 of 40 rows of pairs.jsonl, selected by fifa" in card
-    assert "\ngradkit select --config select.yaml\n" in card
+    assert "\npython -m hf_gradkit.cli.select --config select.yaml\n" in card
     assert "| margin |" in card
     loaded = load_dataset("out", cache_dir="cache")
     assert list(loaded) == ["train"]

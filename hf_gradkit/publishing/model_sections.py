@@ -42,7 +42,8 @@ def data(facts: ModelFacts) -> str:
     if not facts.data("train"):
         said.append("The name of the training data was not recorded.")
     if count:
-        said.append(f"It had {count} rows when the training began.")
+        packed = "packed " if facts.settings.get("packing") else ""
+        said.append(f"It had {count} {packed}rows when the training began.")
     lines = [f"- {row}" for row in rows]
     return _section("Data", "\n".join([*lines, *([""] if lines else []), " ".join(said)]))
 

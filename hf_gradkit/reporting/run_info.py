@@ -14,8 +14,8 @@ from .._compat import versions
 FILE = "gradkit_run.json"
 LIBRARIES = ("hf-gradkit", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 SECRETS = ("hub_token", "push_to_hub_token")  # options whose values are nobody's business
-# How `datasets` notes the files of a Hub data set: hf://datasets/owner/name@commit/path.
-HUB_FILE = re.compile(r"^hf://datasets/(?P<name>[^@]+)@(?P<revision>[0-9a-f]+)/")
+# Where `datasets` keeps a Hub data set: <cache>/<owner>___<name>/<config>/<version>/<commit>/<file>.
+HUB_FILE = re.compile(r"/(?P<owner>[^/]+)___(?P<name>[^/]+)/(?P<config>[^/]+)/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
 
 
 def write_run_info(trainer: Any, facts: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def describe_run(trainer: Any, facts: dict[str, Any]) -> dict[str, Any]:
         **facts,
         "settings": settings,
         "rows": _rows(trainer.train_dataset),
-        **(getattr(trainer, "run_origin", None) or _origin_of_script(trainer)),
+        **_origin(trainer),
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "versions": versions(LIBRARIES),
@@ -82,25 +82,34 @@ def without_secrets(command: list[str]) -> list[str]:
 
 
 def data_of(dataset: Any, role: str) -> list[dict[str, Any]]:
-    """Return which data sets of the Hub a data set was loaded from, by its own notes; none where it has none."""
-    info = getattr(dataset, "info", None)
-    matches = [HUB_FILE.match(name) for name in getattr(info, "download_checksums", None) or {}]
-    found = {match["name"]: match["revision"] for match in matches if match}
+    """Return which data sets of the Hub a data set was loaded from, by where its files are; none where it is not."""
+    files = [file["filename"].replace(os.sep, "/") for file in getattr(dataset, "cache_files", None) or []]
+    found = {match.groups(): match for match in map(HUB_FILE.search, files) if match}
     split = getattr(dataset, "split", None)
     return [
-        {"name": name, "role": role, "revision": revision, "split": str(split) if split and len(found) == 1 else None}
-        for name, revision in found.items()
+        {
+            "name": f"{match['owner']}/{match['name']}",
+            "role": role,
+            "config": None if match["config"] == "default" else match["config"],
+            "split": str(split) if split and len(found) == 1 else None,
+            "revision": match["revision"],
+        }
+        for match in found.values()
     ]
 
 
-def _origin_of_script(trainer: Any) -> dict[str, Any]:
-    """Return what is known of a run that no command of ours started; in a notebook there is no command."""
-    script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else None
-    command = ["python", Path(script).name, *sys.argv[1:]] if script else []
+def _origin(trainer: Any) -> dict[str, Any]:
+    """Return what started a run; without a command of ours the script, and in a notebook no command at all."""
     evaluation = trainer.eval_dataset
     sets = evaluation.values() if isinstance(evaluation, dict) else [evaluation]
     data = [*data_of(trainer.train_dataset, "train"), *(entry for one in sets for entry in data_of(one, "eval"))]
-    return origin(command, None, data)
+    given = getattr(trainer, "run_origin", None)
+    if given is None:
+        script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else None
+        return origin(["python", Path(script).name, *sys.argv[1:]] if script else [], None, data)
+    commits = {entry["name"]: entry["revision"] for entry in data}
+    named = [{"revision": commits.get(entry["name"]), **entry} for entry in given["data"]]
+    return {**given, "data": named}
 
 
 def _model_name(model: Any) -> str:
