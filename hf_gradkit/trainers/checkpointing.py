@@ -20,6 +20,7 @@ from .checkpoints import (
     world_facts,
     write_file_list,
 )
+from .monitors import MonitorArguments
 from .termination import Terminated, saving_on_sigterm
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,13 @@ class CheckpointMixin:
     - A checkpoint that was not written to its end, or that lost a file, is never resumed from.
     - SIGTERM lets the step end, writes a checkpoint, and exits with code 143; only where the run writes checkpoints
       at all, and nobody else handles the signal. A second SIGTERM ends the process at once.
-    - What the run is (`gradkit_run.json`) is written before its first step.
+    - What the run is (`gradkit_run.json`) is written before its first step, where the configuration is one of ours.
     - A run that ends with an error or Ctrl-C says which checkpoint is left, and leaves no monitor on the model.
     """
 
     def train(self, resume_from_checkpoint=None, *positional, **keywords):
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        if self.args.should_save:
+        if self.args.should_save and isinstance(self.args, MonitorArguments):
             write_run_info(self, self._run_facts())
         try:
             with saving_on_sigterm(self):
