@@ -9,6 +9,7 @@ import yaml
 from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
 from run_folders import HISTORY, run_info, write_run
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_gradkit.publishing.facts import read_model
 from hf_gradkit.publishing.methods import methods_of
@@ -227,6 +228,38 @@ def test_a_data_set_of_the_hub_is_known_by_its_files(tmp_path):
     (folder / "rows-train.arrow").write_bytes(Path(rows.cache_files[0]["filename"]).read_bytes())
     found = data_of(Dataset.from_file(str(folder / "rows-train.arrow"), split="train"), "train")
     assert found == [{"name": "someone/rows", "role": "train", "config": None, "split": "train", "revision": "a" * 40}]
+
+
+def test_an_adapter_names_its_base_and_where_it_is_not(card_of, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = write_run(tmp_path / "sft", tokenizer)  # itself from Qwen/Qwen3-0.6B
+    adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    adapter.save_pretrained(tmp_path / "adapter")
+    card = model_page(read_model(tmp_path / "adapter", "someone/adapter"), [])
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("Qwen/Qwen3-0.6B", "adapter")
+    assert (data["library_name"], data["tags"][-1]) == ("peft", "lora")
+    assert "an adapter of a local model (`sft`), fine-tuned from [Qwen/Qwen3-0.6B]" in card.text
+    assert "it runs only where that model is" in card.text
+    assert "LORA adapter: rank 2, alpha 8" in card.text
+    assert "More Information Needed" not in card.text
+
+
+def test_a_reward_model_gives_scores(tokenizer, tmp_path):
+    config = AutoModelForCausalLM.from_pretrained(write_run(tmp_path / "base", tokenizer, {})).config
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    (tmp_path / "reward" / "gradkit_run.json").write_text(json.dumps({"trainer": "RewardTrainer", "base_model": ""}))
+    card = model_page(read_model(tmp_path / "reward", str(tmp_path / "reward")), [])
+    assert card.data.pipeline_tag == "text-classification"
+    assert "reward-trainer" in card.data.tags
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    names = {}
+    exec(code, names)  # the folder stands for the repository
+    assert type(names["model"]).__name__ == "LlamaForSequenceClassification"
 
 
 def write_rows(folder):

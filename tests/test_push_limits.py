@@ -7,7 +7,9 @@ from run_folders import snapshot, write_run
 from test_audit_summary import TEXT, extraction, membership, write
 
 from hf_gradkit.cli.main import main
+from hf_gradkit.publishing.facts import read_model
 from hf_gradkit.publishing.gate import LimitExceeded, Limits
+from hf_gradkit.publishing.page import model_page
 from hub_uploads import client_of, hub_that_takes
 
 
@@ -93,3 +95,12 @@ def test_figures_that_are_broken_are_no_figures(folder):
     path.write_text(json.dumps(membership())[:100])
     with pytest.raises(ValueError, match="cannot be read"):
         Limits(max_tpr_at_1_fpr=1.0).check(folder)
+
+
+def test_the_page_says_that_an_audit_is_of_other_weights(tokenizer, tmp_path):
+    folder = write_run(tmp_path / "run", tokenizer)
+    write(membership(), folder)
+    stale = "The audit was of other weights than these."
+    assert stale not in model_page(read_model(folder), []).text
+    write(membership(model_hash="of another model"), folder)
+    assert stale in model_page(read_model(folder), []).text
