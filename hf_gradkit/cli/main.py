@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"There is no command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {listing(COMMANDS)}."
             )
         if command.job:
-            from .origin import note_command  # imports YAML, which --help does without
+            from .origin import noted  # imports YAML, which --help does without
 
-            note_command(name, rest)
-            return importlib.import_module("hf_gradkit.cli.launch").main(name, command.module, rest)
+            with noted(name, rest):
+                return importlib.import_module("hf_gradkit.cli.launch").main(name, command.module, rest)
         return importlib.import_module(command.module).main(rest)
     except USER_ERRORS as error:
         return report(error)

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ from .config_file import read_config, split_config
 COMMAND = "GRADKIT_COMMAND"  # environment variable with the command line, for the processes that it starts
 
 
-def note_command(name: str, argv: list[str]) -> None:
-    """Note the command line for the jobs that it starts, here or in processes of their own."""
+@contextmanager
+def noted(name: str, argv: list[str]) -> Iterator[None]:
+    """Note the command line for the job that it starts, here or in the processes that take this one's place."""
     os.environ[COMMAND] = shlex.join(["gradkit", name, *argv])
+    try:
+        yield
+    finally:
+        os.environ.pop(COMMAND, None)
 
 
 def noted_command(job: str, argv: list[str]) -> list[str]:
