@@ -2,7 +2,8 @@
 
     pip install scikit-learn faiss-cpu
     python benchmarks/neighbours.py                              # 20,000 rows of 384 numbers, a minute on one CPU core
-    python benchmarks/neighbours.py --rows 100000 --turns 3
+    python benchmarks/neighbours.py --rows 100000 --queries 10000 --turns 3      # neighbours of 10,000, among all rows
+    python benchmarks/neighbours.py --rows 100000 --queries 1000 --turns 1 --faiss
 
 All get the same rows: random unit vectors around 200 centres, as embeddings of prompts are. Ours and scikit-learn's
 take turns in one process with as many threads each; ours ends with distances from differences in float64. Printed are
@@ -24,7 +25,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from hf_gradkit.selection.nearest import find_distances
-from hf_gradkit.selection.neighbours import neighbour_distances
+from hf_gradkit.selection.neighbours import QUERIES, ExactSearch, neighbour_distances
 from hf_gradkit.selection.work import Work
 
 
@@ -36,12 +37,21 @@ def make_rows(rows: int, dimension: int) -> np.ndarray:
     return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
 
-def theirs(points: np.ndarray, k: int) -> np.ndarray:
-    """Return scikit-learn's distances to the k-th nearest other row. (rows,)"""
+def ours(points: np.ndarray, k: int, queries: int) -> np.ndarray:
+    """Return our distances to the k-th nearest other row, of the first rows. (queries,)"""
+    if queries == len(points):
+        return neighbour_distances(points, k)
+    search = ExactSearch(torch.from_numpy(points), k)
+    starts = range(0, queries, QUERIES)
+    return np.concatenate([search(range(start, min(start + QUERIES, queries)))[0][:, -1] for start in starts])
+
+
+def theirs(points: np.ndarray, k: int, queries: int) -> np.ndarray:
+    """Return scikit-learn's distances to the k-th nearest other row, of the first rows. (queries,)"""
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=k + 1, algorithm="brute", n_jobs=1).fit(points)
-    return search.kneighbors(points)[0][:, -1]
+    return search.kneighbors(points[:queries])[0][:, -1]
 
 
 def timed(function, *arguments) -> tuple[float, np.ndarray]:
@@ -55,6 +65,7 @@ def main() -> None:
     """Run the benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, help="of these first rows alone, among all; by default of every row")
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--turns", type=int, default=5)
@@ -64,18 +75,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     points = make_rows(options.rows, options.dimension)
+    queries = options.queries or options.rows
     times: dict[str, list[float]] = {"hf_gradkit": [], "scikit-learn": []}
     with threadpool_limits(options.threads):
         for turn in range(options.turns):
-            arms = [("hf_gradkit", neighbour_distances), ("scikit-learn", theirs)]
+            arms = [("hf_gradkit", ours), ("scikit-learn", theirs)]
             found = {}
             for name, search in arms if turn % 2 else arms[::-1]:
-                seconds, found[name] = timed(search, points, options.k)
+                seconds, found[name] = timed(search, points, options.k, queries)
                 times[name].append(seconds)
-        ratios = [ours / other for ours, other in zip(times["hf_gradkit"], times["scikit-learn"], strict=True)]
+        ratios = [own / other for own, other in zip(times["hf_gradkit"], times["scikit-learn"], strict=True)]
         figures: dict[str, object] = {
             "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]),
             "rows": options.rows,
+            "queries": queries,
             "dimension": options.dimension,
             "k": options.k,
             "threads": options.threads,
