@@ -20,7 +20,7 @@ PRIVATE = {
     ".git/config": b"",
     "checkpoint-2/model.safetensors": b"another model",
     "example_log/part-0-rank-0.parquet": b"rows",
-    "data_filter/report.html": b"rows",
+    "_data_filter/report.html": b"rows",
     "gradient_statistics.jsonl": b"\n",
     "training_args.bin": b"a token may be in it",
     "optimizer.pt": b"",

@@ -114,6 +114,6 @@ def test_the_trainer_filters_once_for_both_processes(policy, tmp_path):
     launched = launch("hf_gradkit.cli.dpo", arguments, cwd=tmp_path)
     assert launched.returncode == 0, launched.output[-4000:]
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2  # 16 pairs, 2 x 4
-    scores = Dataset.from_parquet(str(tmp_path / "out/data_filter/scores.parquet"), cache_dir=str(tmp_path / "cache"))
+    scores = Dataset.from_parquet(str(tmp_path / "out/_data_filter/scores.parquet"), cache_dir=str(tmp_path / "cache"))
     alone = FiFA(**{**options, "cache_folder": tmp_path / "alone"}).select(dataset)
     assert scores["kept"] == alone.scores["kept"]

@@ -31,7 +31,7 @@ def test_training_is_that_of_the_selected_pairs(dataset, policy, tmp_path):
     theirs = train_dpo(*THEIRS, policy, tmp_path / "theirs", selected.dataset)
     assert len(ours.train_dataset) == N // 2
     assert parameter_gap(ours, theirs) == 0
-    folder = tmp_path / "ours" / "data_filter"
+    folder = tmp_path / "ours" / "_data_filter"
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "scores.parquet", "selection.json"]
     figures = json.loads((folder / "selection.json").read_text())
     assert (figures["kept"], figures["rows"]) == (N // 2, N)
@@ -57,7 +57,7 @@ def test_filter_and_columns_of_examples(dataset, policy, tmp_path):
 def test_off_by_default(dataset, policy, tmp_path):
     trainer = dpo(*OURS, policy, tmp_path / "out", dataset)
     assert len(trainer.train_dataset) == N
-    assert not (tmp_path / "out" / "data_filter").exists()
+    assert not (tmp_path / "out" / "_data_filter").exists()
     assert hf_gradkit.DPOConfig("out", use_cpu=True, bf16=False).data_filter == "none"
     plain = trl.DPOConfig(str(tmp_path / "plain"), use_cpu=True, bf16=False, report_to="none")
     assert len(hf_gradkit.DPOTrainer(policy, args=plain, train_dataset=dataset).train_dataset) == N
@@ -94,4 +94,4 @@ def test_from_the_command_line(dataset, policy, tmp_path, monkeypatch):
     arguments += ["--data_filter", "fifa", "--data_filter_kwargs", kwargs, "--max_steps", "2", "--bf16", "false"]
     arguments += ["--report_to", "none", "--save_strategy", "no"]
     assert main.main(arguments) == 0
-    assert json.loads(Path("out/data_filter/selection.json").read_text())["kept"] == 8
+    assert json.loads(Path("out/_data_filter/selection.json").read_text())["kept"] == 8

@@ -12,7 +12,7 @@ from ..scoring.work import write_json
 from .selection import write_selection_report
 
 SCORES, FIGURES, PAGE = "scores.parquet", "selection.json", "report.html"
-FILTER = "data_filter"  # the folder of a run's own selection, in its output folder
+FILTER = "_data_filter"  # a run's own selection, with rows of its data; transformers pushes no folder of such a name
 
 
 def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path, **facts: Any) -> Path | None:

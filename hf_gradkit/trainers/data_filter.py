@@ -19,7 +19,7 @@ class DataFilterArguments:
     Args:
         data_filter (`str`, defaults to `"none"`): the selector that keeps it: `"fifa"`, `"random"`, `"length"`, or
             `"package.module:Class"` for one of your own; see [`~hf_gradkit.selection.FiFA`]. Scores and a report go to
-            `<output_dir>/data_filter`. The evaluation data is left as it is.
+            `<output_dir>/_data_filter`. The evaluation data is left as it is.
         data_filter_kwargs (`dict`, *optional*): options of the selector, `fraction` or `count` among them.
     """
 
