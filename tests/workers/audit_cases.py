@@ -26,9 +26,9 @@ from launch import REPORT, report_world
 
 ROWS = 75  # 19 batches of examples: the last round has a batch for one process only
 FORWARD = ("loss", "zlib", "min_k", "min_k_plus_plus", "flora", "log_reference", "error_zone", "window")
-# Prefixes of 40 tokens of records of 60 to 72: the batches' guesses end at different lengths. 5 batches of prompts, 15
+# Prefixes of 40 tokens of records of 60 to 72: the batches' guesses end at different lengths. 3 batches of prompts, 9
 # of guesses.
-PROMPTS = {"prefix_tokens": 40, "suffix_tokens": 30, "generations": 2, "max_examples": 10}
+PROMPTS = {"prefix_tokens": 40, "suffix_tokens": 30, "generations": 2, "max_examples": 6}
 
 
 def audit(case: dict, folder: Path) -> dict:
