@@ -14,7 +14,7 @@ from datasets import Dataset, load_dataset
 from hf_gradkit.cli import reward, score
 from hf_gradkit.data.loading import load_split
 from hf_gradkit.data.tiny import tiny_llama
-from hf_gradkit.scoring import Folds, add_reward_margins, describe_reward_model
+from hf_gradkit.scoring import Folds, add_reward_margins, describe_model
 from hub_server import hub
 from launch import launch, run
 from pairs import make_pairs, save_reward_model, write_pairs
@@ -79,13 +79,13 @@ def test_score_writes_data_figures_and_a_plot(scoring, workplace, capsys):
     assert scored.column_names == ["chosen", "rejected", "uid", *added]
     assert scored["uid"] == list(range(14))
     assert list(scored["reward_margin"]) == pytest.approx(list(of_library["reward_margin"]), abs=1e-5)
-    assert scored["reward_model"][0] == describe_reward_model("reward")
+    assert scored["reward_model"][0] == describe_model("reward")
     figures = json.loads(Path("first/scores.json").read_text())
     margins = np.array(scored["reward_margin"])
     assert figures["rows"] == 14
     assert figures["agreement"] == (margins > 0).mean()
     assert figures["mean_margin"] == pytest.approx(margins.mean())
-    assert figures["model"] == describe_reward_model("reward")
+    assert figures["model"] == describe_model("reward")
     assert "temperature" in figures
     assert Path("first/margins.png").read_bytes()[:4] == b"\x89PNG"
     assert "14 pairs scored by reward@" in output
@@ -111,14 +111,14 @@ def test_other_scores_are_replaced_only_when_told_to(scoring, capsys):
     assert "`output_dir` 'kept' holds the scores of 'reward@" in capsys.readouterr().err
     assert Path("kept/scored.parquet").read_bytes() == before
     assert score.main([*scoring(output_dir="kept", model_name_or_path="other"), "--overwrite", "true"]) == 0
-    assert load_split("kept/scored.parquet", "train")["reward_model"][0] == describe_reward_model("other")
+    assert load_split("kept/scored.parquet", "train")["reward_model"][0] == describe_model("other")
 
 
 def test_scored_data_can_be_scored_again(scoring):
     assert score.main(scoring(output_dir="a")) == 0
     again = scoring(output_dir="b", dataset_name="a/scored.parquet", column_mapping="left out")
     assert score.main([*again, "--model_name_or_path", "other"]) == 0
-    assert load_split("b/scored.parquet", "train")["reward_model"][0] == describe_reward_model("other")
+    assert load_split("b/scored.parquet", "train")["reward_model"][0] == describe_model("other")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_reward_model_of_the_hub(scoring, workplace, tmp_path):
     scored = load_split(str(tmp_path / "out" / "scored.parquet"), "train")
     name, content = scored["reward_model"][0].split("@")
     assert name == "someone/reward"
-    assert content == describe_reward_model("reward").split("@")[1]
+    assert content == describe_model("reward").split("@")[1]
 
 
 # ---- reward ---------------------------------------------------------------------------------------------------

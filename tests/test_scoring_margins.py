@@ -17,7 +17,7 @@ from hf_gradkit.scoring import (
     RewardScorer,
     add_reward_margins,
     check_recorded_reward_model,
-    describe_reward_model,
+    describe_model,
     fold_of,
     load_reward_model,
     recorded_reward_model,
@@ -86,7 +86,7 @@ def test_another_model_data_or_length_is_scored_anew(tokenizer, saved, tmp_path,
 @pytest.mark.parametrize("change", ["head", "template", "base"])
 def test_a_small_change_is_another_model(change, tokenizer, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")
-    before = describe_reward_model(str(folder))
+    before = describe_model(str(folder))
     if change == "head":
         model = load_reward_model(str(folder))
         with torch.no_grad():
@@ -98,16 +98,16 @@ def test_a_small_change_is_another_model(change, tokenizer, saved, tmp_path):
     else:  # of an adapter, whose own files stay as they are
         peft = get_peft_model(load_reward_model(str(folder)), LoraConfig(r=2, task_type="SEQ_CLS"))
         peft.save_pretrained(tmp_path / "lora")
-        folder, before = tmp_path / "lora", describe_reward_model(str(tmp_path / "lora"))
+        folder, before = tmp_path / "lora", describe_model(str(tmp_path / "lora"))
         save_reward_model(tokenizer, tmp_path / "copy", seed=3)
-    assert describe_reward_model(str(folder)) != before
+    assert describe_model(str(folder)) != before
 
 
 def test_the_recorded_model(tokenizer, saved, tmp_path, cache, caplog):
     scored = add_reward_margins(pair_dataset(4), str(saved), **cache)
     assert recorded_reward_model(pair_dataset(4)) is None
-    assert recorded_reward_model(scored) == describe_reward_model(str(saved))
-    assert recorded_reward_model(scored.to_iterable_dataset()) == describe_reward_model(str(saved))
+    assert recorded_reward_model(scored) == describe_model(str(saved))
+    assert recorded_reward_model(scored.to_iterable_dataset()) == describe_model(str(saved))
     assert recorded_reward_model(scored).startswith(f"{saved}@")
     moved = shutil.copytree(saved, tmp_path / "moved")
     check_recorded_reward_model(scored, str(moved))

@@ -11,12 +11,11 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from peft import PeftConfig, PeftModel
 
-from .._text import did_you_mean, listing
 from ..scoring import fingerprints
 from ..scoring.language_models import load_language_model
 from ..scoring.processes import on_main, world
 from ..scoring.records import LIVE, model_name
-from ..scoring.rewards import DTYPES, load_reward_tokenizer
+from ..scoring.saved_models import check_dtype, load_tokenizer
 from ..scoring.sharding import is_split, launched_to_split, split_model
 
 TARGET, REFERENCE = "target", "reference"
@@ -43,10 +42,7 @@ class AuditedModel:
     options: dict[str, Any] | None = None
 
     def __post_init__(self):
-        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
-            raise ValueError(
-                f"`dtype` is {self.dtype!r}.{did_you_mean(self.dtype, DTYPES)} Known types: {listing(DTYPES)}."
-            )
+        check_dtype(self.dtype)
         for given in (self.model, self.reference):
             if given is not None and not _is_saved(given) and is_split(given):
                 raise ValueError(
@@ -137,7 +133,7 @@ class AuditedModel:
         if which == REFERENCE:
             known.pop("revision", None)
         try:
-            return load_reward_tokenizer(str(given), **known)
+            return load_tokenizer(str(given), **known)
         except (OSError, ValueError):  # saved without a tokenizer
             return None
 

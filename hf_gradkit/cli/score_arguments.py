@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from .._text import did_you_mean, listing
 from ..scoring.difficulty_columns import SCORES
 from ..scoring.difficulty_scorers import TRAINABLE
-from ..scoring.rewards import DTYPES
+from ..scoring.saved_models import DTYPES
 from ..scoring.sft_data import SFTFormat
 
 REWARD = "reward"

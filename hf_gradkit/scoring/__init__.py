@@ -5,7 +5,7 @@ from .difficulty_columns import Difficulty
 from .engine import NonFiniteScoreError, Scorer, Scores, load_scores, score_rows
 from .folds import Folds, fold_of
 from .margins import PairScoring, Rewards, add_reward_margins
-from .records import check_recorded_reward_model, describe_reward_model, recorded_reward_model
+from .records import check_recorded_reward_model, describe_model, recorded_reward_model
 from .rewards import RewardScorer, load_reward_model, tokenize_pairs
 from .sft_data import SFTFormat, TokenRow, tokenize_sft
 from .tokens import TokenScorer, TokenStatistics, token_statistics
@@ -27,7 +27,7 @@ __all__ = [
     "add_difficulty",
     "add_reward_margins",
     "check_recorded_reward_model",
-    "describe_reward_model",
+    "describe_model",
     "fold_of",
     "load_reward_model",
     "load_scores",

@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
-from .._text import did_you_mean, listing
+from .._text import listing
 from ..data.example_ids import example_ids
 from . import fingerprints
 from .difficulty_columns import Difficulty, check_scores, earlier_ids, with_difficulty, without_difficulty
@@ -22,8 +21,8 @@ from .difficulty_scorers import OUTPUTS, TRAINABLE, ForwardScorer, GradientScore
 from .engine import Scores, load_scores, score_rows
 from .language_models import check_rows, ready_language_model
 from .processes import on_main
-from .records import describe_reward_model, hash_of, model_name
-from .rewards import DTYPES, load_reward_tokenizer
+from .records import describe_model, hash_of
+from .saved_models import check_dtype, is_saved, score_cache, tokenizer_of
 from .sft_data import SFTFormat, TokenRow, hash_token_rows, tokenize_sft
 from .tokens import token_statistics
 from .work import read_json, write_json
@@ -133,10 +132,7 @@ class DifficultyScoring:
         self.layout.content_columns(self.dataset)
         if not self._models:
             raise ValueError("`models` is an empty list. Name at least one model.")
-        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
-            raise ValueError(
-                f"`dtype` is {self.dtype!r}.{did_you_mean(self.dtype, DTYPES)} Known types: {listing(DTYPES)}."
-            )
+        check_dtype(self.dtype)
         try:
             re.compile(self.parameters)
         except re.error as error:
@@ -154,7 +150,7 @@ class DifficultyScoring:
     @cached_property
     def names(self) -> list[str]:
         """Name and short hash of each model."""
-        return [describe_reward_model(model, self.options.get("revision")) for model in self._models]
+        return [describe_model(model, self.options.get("revision")) for model in self._models]
 
     @property
     def model(self) -> str:
@@ -198,12 +194,7 @@ class DifficultyScoring:
         return self.tokenizer is None and "input_ids" not in self.dataset.column_names
 
     def _tokenizer_of(self, model: Any) -> Any:
-        known = {name: self.options[name] for name in ("revision", "trust_remote_code") if name in self.options}
-        if isinstance(model, (str, os.PathLike)):
-            return load_reward_tokenizer(str(model), **known)
-        if not model_name(model):
-            raise ValueError("The model was given as an object without a name: give its `tokenizer` as well.")
-        return load_reward_tokenizer(model_name(model), **known)
+        return tokenizer_of(model, self.options)
 
     @cached_property
     def keys(self) -> list[str]:
@@ -216,7 +207,7 @@ class DifficultyScoring:
         """Say how a model scores; what of it can be trained is not among the values of a model in memory."""
         if "grand" not in self.by:
             return ("forward",)
-        saved = isinstance(model, (str, os.PathLike))
+        saved = is_saved(model)
         return "gradients", self.exact, self.parameters if saved else chosen_names(model, self.parameters)
 
     @cached_property
@@ -226,7 +217,7 @@ class DifficultyScoring:
 
     def run(self) -> Difficulty:
         """Return the scores of all examples: computed now, by all processes, or before."""
-        cache = Path(self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "scores")
+        cache = score_cache(self.cache_folder)
         items = [row for row in self.rows if row.label_tokens]
         self._warn_of_unlabelled(len(self.rows) - len(items))
         figures: list[dict[str, np.ndarray]] = []

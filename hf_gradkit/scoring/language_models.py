@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from .._compat import whole_models
 from .fingerprints import find_model
 from .processes import world
-from .rewards import position_limit
+from .saved_models import position_limit
 from .sft_data import TokenRow
 
 

@@ -6,30 +6,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
 from .._compat import whole_models
-from .._text import did_you_mean, listing
 from . import fingerprints
 from .engine import load_scores, score_rows
 from .folds import Folds
 from .pairs import check_pair_columns, check_pairs, content_columns, identical_message
 from .processes import on_main, world
-from .records import CHOSEN, MARGIN, MODEL, REJECTED, describe_reward_model, hash_of, model_name, recorded_reward_model
+from .records import CHOSEN, MARGIN, MODEL, REJECTED, describe_model, hash_of, model_name, recorded_reward_model
 from .rewards import (
-    DTYPES,
     RewardScorer,
     check_labels,
     load_reward_model,
-    load_reward_tokenizer,
     pad_token,
-    position_limit,
     tokenize_pairs,
 )
+from .saved_models import check_dtype, is_saved, position_limit, score_cache, tokenizer_of
 
 logger = get_logger(__name__)
 
@@ -172,10 +168,7 @@ class PairScoring:
                 f"`max_length` must be at least 1, but it is {self.max_length!r}. Leave it out to take the model's "
                 "limit."
             )
-        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
-            raise ValueError(
-                f"`dtype` is {self.dtype!r}.{did_you_mean(self.dtype, DTYPES)} Known types: {listing(DTYPES)}."
-            )
+        check_dtype(self.dtype)
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -185,14 +178,14 @@ class PairScoring:
     @cached_property
     def model(self) -> str:
         """Name and short hash of the reward model."""
-        return describe_reward_model(self.reward_model, self.options.get("revision"))
+        return describe_model(self.reward_model, self.options.get("revision"))
 
     @cached_property
     def key(self) -> str:
         """Says which model, data and settings these are."""
         tokenizer = self.tokenizer
-        if tokenizer is None and not isinstance(self.reward_model, (str, os.PathLike)):
-            tokenizer = self._load_tokenizer(self.reward_model)  # of a saved model, it is among the files
+        if tokenizer is None and not is_saved(self.reward_model):
+            tokenizer = self._tokenizer_of(self.reward_model)  # of a saved model, it is among the files
         tokenizer = None if tokenizer is None else fingerprints.hash_tokenizer(tokenizer)
         rows = on_main(lambda: fingerprints.hash_rows(self.dataset, content_columns(self.dataset)))
         settings = (tokenizer, self.max_length, str(self.dtype))
@@ -200,7 +193,7 @@ class PairScoring:
 
     def run(self) -> Rewards:
         """Return the rewards of all pairs: scored now, by all processes, or before."""
-        cache = Path(self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "scores")
+        cache = score_cache(self.cache_folder)
         rewards, scored = np.empty((len(self.dataset), 2)), 0
         for reward_model, rows, key in self._parts():
             rewards[rows], new = self._score(reward_model, rows, cache / key, key)
@@ -210,7 +203,7 @@ class PairScoring:
     def _parts(self) -> list[tuple[Any, np.ndarray, str]]:
         """Return each model, with the rows that it scores and a key: one for all, or one a fold."""
         model = self.reward_model
-        folds = Folds.read(model) if isinstance(model, (str, os.PathLike)) else None
+        folds = Folds.read(model) if is_saved(model) else None
         if folds is None:
             return [(model, np.arange(len(self.dataset)), self.key)]
         assigned, top = folds.of_rows(self.dataset), Path(model).expanduser()
@@ -223,8 +216,8 @@ class PairScoring:
         if kept is not None:
             return kept["reward"].reshape(-1, 2), 0
         _ = self.identical  # looks at the pairs, once
-        loaded = isinstance(model, (str, os.PathLike))
-        tokenizer = self.tokenizer if self.tokenizer is not None else self._load_tokenizer(model)
+        loaded = is_saved(model)
+        tokenizer = self.tokenizer if self.tokenizer is not None else self._tokenizer_of(model)
         if loaded:
             with whole_models():
                 model = load_reward_model(str(model), self.dtype, **self.options)
@@ -256,13 +249,8 @@ class PairScoring:
             logger.warning(identical_message(number, len(self.dataset), "their margin is zero, up to rounding"))
         return number
 
-    def _load_tokenizer(self, model: Any) -> Any:
-        known = {name: self.options[name] for name in ("revision", "trust_remote_code") if name in self.options}
-        if isinstance(model, (str, os.PathLike)):
-            return load_reward_tokenizer(str(model), **known)
-        if not model_name(model):
-            raise ValueError("The reward model was given as an object without a name: give its `tokenizer` as well.")
-        return load_reward_tokenizer(model_name(model), **known)
+    def _tokenizer_of(self, model: Any) -> Any:
+        return tokenizer_of(model, self.options, "reward model")
 
 
 def _check_whole(model: Any) -> None:

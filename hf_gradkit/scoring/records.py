@@ -19,17 +19,17 @@ CHOSEN, REJECTED = "reward_chosen", "reward_rejected"  # further ones
 LIVE = "live:"  # before the hash of a model in memory, which cannot be compared with that of its files
 
 
-def describe_reward_model(reward_model: Any, revision: str | None = None) -> str:
-    """Return the name of a reward model and a short hash of its content, such as `"runs/reward@1f3a9c0d2b7e"`.
+def describe_model(model: Any, revision: str | None = None) -> str:
+    """Return the name of a model and a short hash of its content, such as `"runs/reward@1f3a9c0d2b7e"`.
 
     The content is all that can change a score: weights, configuration, tokenizer, chat template, for an adapter what
     it is put on, for folds all their models. The hash of a model in memory, of parameters and configuration, is marked
     with `live:`.
     """
-    if not isinstance(reward_model, (str, os.PathLike)):
-        content = on_main(lambda: fingerprints.hash_module(reward_model))
-        return f"{model_name(reward_model) or type(reward_model).__name__}@{LIVE}{content[: fingerprints.SHORT]}"
-    name = str(reward_model)
+    if not isinstance(model, (str, os.PathLike)):
+        content = on_main(lambda: fingerprints.hash_module(model))
+        return f"{model_name(model) or type(model).__name__}@{LIVE}{content[: fingerprints.SHORT]}"
+    name = str(model)
     return f"{name}@{on_main(lambda: _hash_saved(name, revision))[: fingerprints.SHORT]}"
 
 
@@ -88,7 +88,7 @@ def check_recorded_reward_model(
         )
         return
     _check_difference(dataset, column, recorded)
-    given = describe_reward_model(reward_model, revision)
+    given = describe_model(reward_model, revision)
     if (LIVE in hash_of(recorded)) != (LIVE in hash_of(given)):
         logger.warning(
             f"The data was scored by {recorded!r}. Whether {given!r} is the same model cannot be told: one of them "

@@ -13,14 +13,13 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from .fingerprints import find_model
 from .pairs import content_columns, is_conversation, whole_texts
 
 logger = get_logger(__name__)
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 HEADS = ("score.", "classifier.")  # how the last layer of sequence classifiers is called
 
 
@@ -99,15 +98,6 @@ def _tokens(tokenizer: Any, text: Any, options: dict[str, Any]) -> list[int]:
     tools = options["tools"]
     options = {**options, "tools": json.loads(tools) if isinstance(tools, str) else tools}
     return tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)["input_ids"]
-
-
-def load_reward_tokenizer(name: str, **options: Any) -> Any:
-    """Return the tokenizer of a saved reward model: the adapter's own if there is one, else that of its base."""
-    folder = find_model(name, options.get("revision"))
-    if not (folder / "tokenizer_config.json").exists() and (folder / "adapter_config.json").exists():
-        config = PeftConfig.from_pretrained(str(folder))
-        folder = find_model(config.base_model_name_or_path, config.revision)
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=options.get("trust_remote_code", False))
 
 
 def load_reward_model(name: str, dtype: Any = "auto", **options: Any) -> Any:
@@ -190,8 +180,3 @@ def pad_token(model: Any, tokenizer: Any, name: str) -> int:
         )
     config.pad_token_id = found
     return found
-
-
-def position_limit(model: Any) -> int | None:
-    """Return how many tokens a model can read, or None where its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

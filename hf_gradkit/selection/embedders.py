@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from .._compat import whole_models
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.rewards import position_limit
+from ..scoring.saved_models import position_limit
 from .components import Component
 from .tfidf import HashedTfidf
 from .work import Work

@@ -15,7 +15,7 @@ from ..scoring import fingerprints
 from ..scoring.difficulty_scorers import TRAINABLE, recorded_norms
 from ..scoring.language_models import check_rows, load_language_model
 from ..scoring.processes import on_main
-from ..scoring.rewards import load_reward_tokenizer
+from ..scoring.saved_models import load_tokenizer
 from ..scoring.sft_data import SFTFormat, TokenRow, hash_token_rows, tokenize_sft
 from ..scoring.tokens import token_statistics
 from .base import Assessment, Selector, check_choice, check_dataset
@@ -122,7 +122,7 @@ class GradCos(Selector):
 
     def _gradients(self, model: str, dataset: Dataset, work: Work) -> tuple[list[TokenRow], dict[str, np.ndarray]]:
         """Return the examples that have label tokens, and their gradients' projections, (m, k), and lengths, (m,)."""
-        tokenizer = load_reward_tokenizer(model, trust_remote_code=self.trust_remote_code)
+        tokenizer = load_tokenizer(model, trust_remote_code=self.trust_remote_code)
         rows = tokenize_sft(dataset, tokenizer, SFTFormat(max_length=self.max_length))
         rows = [row for row in rows if row.label_tokens]
         content = on_main(lambda: fingerprints.hash_folder(fingerprints.find_model(model)))

@@ -12,7 +12,7 @@ from ..scoring import fingerprints
 from ..scoring.language_models import check_rows, load_language_model
 from ..scoring.pairs import content_columns, prompt_of
 from ..scoring.processes import on_main
-from ..scoring.rewards import load_reward_tokenizer
+from ..scoring.saved_models import load_tokenizer
 from ..scoring.sft_data import TokenRow
 from ..scoring.tokens import token_statistics
 from .work import Work
@@ -46,7 +46,7 @@ def log_probs(
 
     @contextmanager
     def make() -> Iterator[tuple]:
-        tokenizer = load_reward_tokenizer(model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         made = rows(tokenizer)
         loaded = load_language_model(model, dtype, trust_remote_code=trust_remote_code).to(work.device)
         check_rows(made, loaded)
