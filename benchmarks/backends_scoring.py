@@ -68,10 +68,11 @@ def measure_scoring(
         if case is not None:
             again = {**case, "name": f"{case['name']} killed"}
             now.append({**again, "kill": KILLED_AFTER})
-            waiting = [again]
         launched = start(backend, folder, now)
-        if (launched.returncode == 0) != (case is None):
-            raise RuntimeError(f"{[one['name'] for one in now]} on {backend}:\n{launched.output[-4000:]}")
+        finished = all((folder / f"{one['name']}.json").exists() for one in waiting)
+        if not finished or (launched.returncode == 0) != (case is None):
+            raise RuntimeError(f"{[one['name'] for one in now]} on {backend}:\n{launched.output[-8000:]}")
+        waiting = [again]
     for case in cases:
         name = case["name"]
         whole, rest = (read(folder, of)["scored"] for of in (name, f"{name} killed"))
