@@ -57,10 +57,12 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each arm, a value a round."""
-    rng, times = random.Random(0), {name: [] for name in ARMS}
+def measure(rounds: int, limit: float) -> dict[str, list[float]]:
+    """Return the seconds of each arm, a value a round; after `limit` seconds no further round begins."""
+    rng, times, start = random.Random(0), {name: [] for name in ARMS}, time.perf_counter()
     for number in tqdm(range(rounds + 1), unit="round"):
+        if number > 2 and time.perf_counter() - start > limit:  # quantiles need two rounds
+            break
         for name in rng.sample(list(ARMS), len(ARMS)):
             took = seconds(ARMS[name][0])
             if number:  # the first round warms the file cache
@@ -85,9 +87,10 @@ def figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="times that each arm is run")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no round begins")
     parser.add_argument("--json", type=Path, help="write times and figures to this file")
     options = parser.parse_args()
-    times = measure(options.rounds)
+    times = measure(options.rounds, options.limit)
     result = figures(times)
     for name, row in result.items():
         ratio = f"  {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]" if "ratio" in row else ""
