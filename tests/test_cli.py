@@ -116,6 +116,21 @@ def test_help_of_the_job_names_our_options_and_the_launchers(capsys):
     output = capsys.readouterr().out
     for name in ("--weighting_kwargs", "--column_mapping", "--learning_rate", "--accelerate_config", "--dry_run"):
         assert name in output
+    assert output.startswith("usage: gradkit sft [--config FILE|RECIPE] [options]\n")  # not 100 lines of names
+    ours, theirs = output.index("options of hf_gradkit:"), output.index("options of TRL and transformers:")
+    assert ours < output.index("--weighting_kwargs") < theirs < output.index("--learning_rate")
+    assert ours < output.index("--column_mapping") < theirs < output.index("--max_length")
+    end = output[output.index("a file of options:") :].splitlines()
+    assert "  --dry_run" in end  # the lines are kept
+    assert max(map(len, end)) <= 80
+
+
+def test_help_of_a_job_without_options_of_trl_has_one_group(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["audit", "secrets", "--help"])
+    output = capsys.readouterr().out
+    assert "\noptions:\n" in output
+    assert "TRL" not in output
 
 
 # ---- a job in this process ------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Parses a job's arguments: TRL's parser, strict about names and the same for YAML and command line."""
 
+import argparse
 import dataclasses
+import inspect
 import os
 import typing
 from enum import Enum
@@ -11,14 +13,50 @@ from trl import DatasetMixtureConfig, TrlParser
 
 from .._text import did_you_mean, listing
 from .config_file import apply_environment, read_config, split_config
-from .launch import HELP, LAUNCHER_KEYS
+from .launch import LAUNCHER_KEYS, launcher_help
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Names defaults, and keeps the lines of the text below the options as they are."""
 
 
 class JobParser(TrlParser):
-    """TRL's parser, which raises `ValueError` instead of ending the process with its usage, 300 options long."""
+    """TRL's parser, which raises `ValueError` instead of ending the process with its usage, 300 options long.
+
+    Its help has hf_gradkit's own options first, apart from those of TRL and transformers.
+    """
+
+    def __init__(self, job: str, dataclass_types: tuple[type, ...]):
+        super().__init__(
+            dataclass_types,
+            prog=f"gradkit {job}",
+            usage=f"gradkit {job} [--config FILE|RECIPE] [options]",
+            epilog=launcher_help(),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        own = {"help"} | {name for of_type in dataclass_types for name in _own_fields(of_type)}
+        self._put_first("options of hf_gradkit", own, "options of TRL and transformers")
+
+    def _put_first(self, title: str, names: set[str], rest_title: str) -> None:
+        """Move the options of these names into a group before the rest, if there is a rest."""
+        first = [action for action in self._actions if action.dest in names]
+        if len(first) == len(self._actions):
+            return
+        rest = next(group for group in self._action_groups if first[0] in group._group_actions)
+        rest.title = rest_title
+        rest._group_actions[:] = [action for action in rest._group_actions if action not in first]
+        self.add_argument_group(title)._group_actions.extend(first)
+        self._action_groups.insert(0, self._action_groups.pop())
 
     def error(self, message: str):
         raise ValueError(f"The command line or the YAML file could not be read: {message}.")
+
+
+def _own_fields(of_type: type) -> set[str]:
+    """Return the names of the fields that a class of this package, among a dataclass and its bases, declares."""
+    bases = [base for base in of_type.__mro__ if base.__module__.partition(".")[0] == __name__.partition(".")[0]]
+    return {name for base in bases for name in inspect.get_annotations(base)}
 
 
 def parse_job(job: str, dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
@@ -35,7 +73,7 @@ def parse_job(job: str, dataclass_types: tuple[type, ...], argv: list[str]) -> t
         ValueError: for an unknown key or flag (naming the nearest known one and the file), a value of the wrong type,
             or whatever a dataclass refuses.
     """
-    parser = JobParser(dataclass_types, prog=f"gradkit {job}", allow_abbrev=False, epilog=HELP)
+    parser = JobParser(job, dataclass_types)
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if launched_on_cpu or not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True)

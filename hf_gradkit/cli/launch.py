@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,30 @@ LAUNCHER_FLAGS = (
 )
 LAUNCHER_KEYS = ("accelerate_config", *LAUNCHER_FLAGS)
 
-HELP = f"""a file of options:
-  --config FILE|RECIPE            a YAML file, or the name of one of `gradkit recipes`, with any of the options above
-                                  and below; flags win over the file
+_HELP = {
+    "a file of options": {
+        "--config FILE|RECIPE": "a YAML file, or the name of one of `gradkit recipes`, with any of the options above "
+        "and below; flags win over the file",
+    },
+    "starting several processes": {
+        "--accelerate_config NAME|PATH": "start through `accelerate launch` with this configuration; NAME is one of "
+        + ", ".join(resources("accelerate_configs")),
+        "--" + " --".join(LAUNCHER_FLAGS): "passed on to `accelerate launch`; without --accelerate_config they mean "
+        "multi_gpu, and without --num_processes one process is started for each visible GPU",
+        "--dry_run": "print the command that would be started, and start nothing",
+    },
+}
 
-starting several processes:
-  --accelerate_config NAME|PATH   start through `accelerate launch` with this configuration; NAME is one of
-                                  {", ".join(resources("accelerate_configs"))}
-  --{" --".join(LAUNCHER_FLAGS)}
-                                  passed on to `accelerate launch`; without --accelerate_config they mean multi_gpu,
-                                  and without --num_processes one process is started for each visible GPU
-  --dry_run                       print the command that would be started, and start nothing
-"""
+
+def launcher_help() -> str:
+    """Return the part of a job's help about the options that its own parser does not know."""
+    lines = []
+    for title, options in _HELP.items():
+        lines += ["", f"{title}:"]
+        for names, meaning in options.items():
+            lines += textwrap.wrap(names, 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+            lines += textwrap.wrap(meaning, 78, initial_indent=" " * 24, subsequent_indent=" " * 24)
+    return "\n".join(lines[1:])
 
 
 def main(name: str, module: str, argv: list[str]) -> int:
