@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PromptTuningConfig
 
 from helpers import parameter_gap, step_logs
@@ -115,11 +116,13 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts(tokenizer, tmp_path):
     assert max(step_logs(router_only, "grad_norm")) > 0
 
 
-def test_the_card_of_the_model_is_trls(policy, data, tmp_path):
+def test_the_card_of_the_model_says_what_trls_does_and_more(policy, data, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    ours = train_dpo(*OURS, policy, tmp_path / "run", data, weighting="madpo", **options)
-    theirs = train_dpo(*THEIRS, policy, tmp_path / "run-trl", data, **options)
-    cards = [(tmp_path / name / "README.md").read_text() for name in ("run", "run-trl")]
-    assert "DPO" in cards[0]
-    assert cards[0] == cards[1].replace("run-trl", "run")
-    assert ours.model.model_tags == theirs.model.model_tags
+    train_dpo(*OURS, policy, tmp_path / "run", data, weighting="madpo", **options)
+    train_dpo(*THEIRS, policy, tmp_path / "run-trl", data, **options)
+    cards = [ModelCard.load(tmp_path / name / "README.md") for name in ("run", "run-trl")]
+    assert set(cards[1].data.tags) - {"generated_from_trainer"} <= set(cards[0].data.tags)
+    assert {"hf_gradkit", "madpo"} <= set(cards[0].data.tags) - set(cards[1].data.tags)
+    assert cards[0].data.library_name == cards[1].data.library_name
+    assert "arxiv.org/abs/2305.18290" in cards[0].text.replace("https://", "")  # DPO's paper, as TRL names it
+    assert "MADPO" in cards[0].text

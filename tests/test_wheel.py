@@ -1,11 +1,11 @@
 """The wheel works after `pip install`, in an environment and a folder that have nothing to do with the checkout."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 import zipfile
 from pathlib import Path
@@ -15,7 +15,6 @@ import pytest
 from hf_gradkit.data.resources import resources
 
 ROOT = Path(__file__).resolve().parent.parent
-HELP_SECONDS = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +71,18 @@ def test_recipes_and_launch_configurations_are_in_the_wheel(wheel):
 
 
 def test_the_clean_environment_has_the_wheel_and_not_the_checkout(clean):
-    shown = run(clean, "python", "-c", "import hf_gradkit, sys; print(hf_gradkit.__file__); print(sys.path)")
-    place, path = shown.splitlines()
+    shown = run(clean, "python", "-c", "import hf_gradkit, sys; print(hf_gradkit.__file__, *sys.path, sep='\\n')")
+    place, *path = shown.splitlines()
     assert place.startswith(str(clean / "env"))
-    assert str(ROOT) not in path
+    assert str(ROOT) not in path  # the libraries may lie below it, in an environment of the checkout
 
 
-def test_help_is_quick_and_env_names_the_extras(clean):
-    run(clean, "gradkit", "--help")  # fills the file cache
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(clean, "gradkit", "--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < HELP_SECONDS, times
+def test_help_imports_no_libraries_and_env_names_the_extras(clean):
+    """`benchmarks/startup.py` times it; what makes it slow is an import."""
+    code = "import sys; from hf_gradkit.cli.main import main; main(['--help']); print(sorted(sys.modules))"
+    shown = run(clean, "python", "-c", code)
+    assert "gradkit" in shown
+    assert not {"torch", "transformers", "trl", "datasets", "yaml"} & set(ast.literal_eval(shown.splitlines()[-1]))
     shown = run(clean, "gradkit", "env")
     assert "hf-gradkit" in shown
     assert "extra docs" in shown
