@@ -124,5 +124,5 @@ def test_the_card_of_the_model_says_what_trls_does_and_more(policy, data, tmp_pa
     assert set(cards[1].data.tags) - {"generated_from_trainer"} <= set(cards[0].data.tags)
     assert {"hf_gradkit", "madpo"} <= set(cards[0].data.tags) - set(cards[1].data.tags)
     assert cards[0].data.library_name == cards[1].data.library_name
-    assert "arxiv.org/abs/2305.18290" in cards[0].text.replace("https://", "")  # DPO's paper, as TRL names it
-    assert "MADPO" in cards[0].text
+    assert "arxiv.org/abs/2305.18290" in cards[0].text  # DPO's paper, as TRL names it
+    assert "arxiv.org/abs/2510.05342" in cards[0].text  # MADPO's
