@@ -144,6 +144,7 @@ def test_a_job_from_yaml_and_flags(config, workplace, streaming):
     info = json.loads((workplace / out / "gradkit_run.json").read_text())
     assert info["settings"]["weighting_kwargs"] == {"temperature": 0.4}
     assert info["settings"]["seed"] == 1
+    assert info["conversational"] is (None if streaming else False)
     assert info["settings"]["learning_rate"] == 1e-3
     state = json.loads((workplace / out / "trainer_state.json").read_text())
     assert "group_loss/web" in state["log_history"][0]

@@ -125,6 +125,21 @@ def test_command_config_versions_and_no_path_of_this_machine(card_of):
     assert "Processes: 2 (MULTI_GPU)" in settings
 
 
+def test_paths_of_this_machine_are_shortened_wherever_they_are(card_of):
+    command = "gradkit dpo --dataset_name /mnt/secret/pairs.jsonl --reward_model_name_or_path '/mnt/my secret/reward' "
+    command += """--loss_kwargs '{"rpo": "/mnt/secret/x.json"}' --chat_template_path ~/secret/chat.jinja"""
+    config = {"model_name_or_path": "/mnt/secret/model", "hub_model_id": "someone/name", "share": "1/2"}
+    settings = {"reward_model_name_or_path": "/mnt/secret/reward", "eval_url": "https://host/a/b"}
+    text = card_of(run_info(command=command, config=config, settings=settings)).text
+    assert "--dataset_name .../pairs.jsonl --reward_model_name_or_path .../reward --loss_kwargs" in text
+    for shown in ('{"rpo": ".../x.json"}', ".../chat.jinja", "model_name_or_path: .../model", "share: 1/2"):
+        assert shown in text
+    assert "hub_model_id: someone/name" in text
+    assert "https://host/a/b" in text
+    assert "/mnt" not in text
+    assert "secret" not in text
+
+
 def test_entanglement_and_consistency(card_of):
     said = section(card_of(), "Gradient entanglement")
     assert "mean of 2 logs: in 50% the chosen answer rises and the rejected one falls, in 38% both fall" in said
@@ -137,13 +152,37 @@ def test_entanglement_and_consistency(card_of):
 def test_what_is_not_known_is_said(card_of):
     card = card_of({}, log_history=[])
     assert "[None]" not in card.text
-    assert "a model that the training was handed without a name" in card.text
+    assert "This is a model that was trained, whose origin was not recorded." in card.text
+    assert "with hf_gradkit" not in card.text
     assert "The name of the training data was not recorded." in card.text
     assert "How it was trained was not recorded." in card.text
-    assert "The run did not evaluate" in card.text
+    assert "No figures were recorded" in card.text
+    assert "The run did not evaluate" in card_of(log_history=[]).text
     assert "No privacy audit was made" in card.text
     assert "base_model" not in card.data.to_dict()
     assert card.data.eval_results is None
+
+
+def test_a_model_that_nobody_trained_is_not_said_to_be_trained(tokenizer, tmp_path):
+    folder = write_run(tmp_path / "model", tokenizer, {})
+    (folder / "trainer_state.json").unlink()
+    text = model_page(read_model(folder, "someone/model"), []).text
+    assert "This is a model, whose origin was not recorded." in text
+    assert "No figures were recorded beside the model." in text
+    assert "with hf_gradkit" not in text
+
+
+def test_rows_that_were_held_out_are_named(card_of):
+    said = "It had 512 rows when the training began. 30 % of the rows had been held out at random before"
+    assert said in section(card_of(run_info(settings={"hold_out_fraction": 0.3})), "Data")
+
+
+def test_the_code_asks_the_model_as_it_was_trained(card_of):
+    assert "apply_chat_template" in section(card_of(run_info(conversational=True)), "Use it")
+    assert "apply_chat_template" in section(card_of(), "Use it")  # of an earlier release, which did not record it
+    plain = section(card_of(run_info(conversational=False)), "Use it")
+    assert "apply_chat_template" not in plain
+    assert 'tokenizer("What is a gradient?"' in plain
 
 
 def test_a_run_that_goes_on_says_so(card_of):
@@ -242,7 +281,7 @@ def test_an_adapter_names_its_base_and_where_it_is_not(card_of, tokenizer, tmp_p
     assert (data["library_name"], data["tags"][-1]) == ("peft", "lora")
     assert "an adapter of a local model (`sft`), fine-tuned from [Qwen/Qwen3-0.6B]" in card.text
     assert "it runs only where that model is" in card.text
-    assert "LORA adapter: rank 2, alpha 8" in card.text
+    assert "LoRA adapter: rank 2, alpha 8" in card.text
     assert "More Information Needed" not in card.text
 
 

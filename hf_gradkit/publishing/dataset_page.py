@@ -11,7 +11,7 @@ from .page import around, with_head
 from .papers import Paper, paper_of
 from .sources import is_hub_name
 from .usage import NAME
-from .words import code, number, table, value_of, without_home
+from .words import code, command_without_paths, number, table, value_of, without_paths
 
 SCORES, SCORED = "scores.parquet", "scored.parquet"
 LIMITS = "License and limits are those of the source. A selection inherits the errors of what it was selected by."
@@ -127,7 +127,7 @@ def _use(repo: str | None, configs: list[str]) -> str:
 
 
 def _command(figures: dict[str, Any]) -> list[str]:
-    return ["## Run it again", code(without_home(figures["command"]))] if figures.get("command") else []
+    return ["## Run it again", code(command_without_paths(figures["command"]))] if figures.get("command") else []
 
 
 def _citation(paper: Paper | None) -> list[str]:
@@ -141,4 +141,4 @@ def _short(source: str) -> str:
 def _linked(source: str) -> str:
     if is_hub_name(source):
         return f"[{source}](https://huggingface.co/datasets/{source})"
-    return f"`{without_home(source)}`"
+    return f"`{without_paths(source)}`"

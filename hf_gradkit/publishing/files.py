@@ -14,7 +14,7 @@ KEPT_BACK = (
     *("checkpoint-*", "fold-*"),
     *("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "example_weighting.pt", "checkpoint_files.json"),
     *("global_step*", "pytorch_model_fsdp*", "training_args.bin", "zero_to_fp32.py", "latest"),
-    *("scoring/*", "example_log*", "gradient_statistics.jsonl", "report.html", "report.md"),
+    *("scoring/*", "example_log*", "gradient_statistics.jsonl", "report.html", "report.md", "report_figures/*"),
 )
 DATASET_KEPT_BACK = ("_*", ".*", "*/.*", "*.tmp", "*.lock", "scoring/*")
 

@@ -11,7 +11,7 @@ from .papers import CONSISTENCY, DPO, ENTANGLEMENT, Paper
 from .results import NAMES, evaluation, last_training_log
 from .sources import made_by_us
 from .usage import snippet
-from .words import code, number, table, value_of, without_home
+from .words import code, command_without_paths, number, table, value_of, without_paths
 
 # Settings that say where things lie on a machine or how they are printed, and nothing of the model.
 NO_SETTINGS = (
@@ -26,12 +26,26 @@ def summary(facts: ModelFacts) -> str:
     names = [method.name for method in facts.methods]
     by = f" by {task}" + (f" ({', '.join(f'`{name}`' for name in names)})" if names else "")
     base = facts.base.describe()
-    words = [f"This is {'an adapter of ' * bool(facts.adapter)}{base}, changed{by} with hf_gradkit."]
+    if facts.info:
+        words = [f"This is {'an adapter of ' * bool(facts.adapter)}{base}, changed{by} with hf_gradkit."]
+    else:
+        words = [f"{_what_it_is(facts)} hf_gradkit made this page, and knows of no training of its own."]
     if facts.progress.step and not facts.progress.ended:
         words.append(
             f"**Its training is not over: this is step {facts.progress.step} of {facts.progress.max_steps}.**"
         )
     return " ".join(words)
+
+
+def _what_it_is(facts: ModelFacts) -> str:
+    """Return what the files say of a model whose training was not ours."""
+    base = facts.base.describe() if facts.base.given else None
+    if facts.adapter:
+        return f"This is an adapter of {base or 'a model that it does not name'}."
+    trained = bool(facts.progress.step or facts.run.history)
+    if base:
+        return f"This is {base}{', changed by training' * trained}."
+    return f"This is a model{' that was trained' * trained}, whose origin was not recorded."
 
 
 def data(facts: ModelFacts) -> str:
@@ -44,6 +58,9 @@ def data(facts: ModelFacts) -> str:
     if count:
         packed = "packed " if facts.settings.get("packing") else ""
         said.append(f"It had {count} {packed}rows when the training began.")
+    if facts.settings.get("hold_out_fraction"):
+        share = number(100 * facts.settings["hold_out_fraction"])
+        said.append(f"{share} % of the rows had been held out at random before, and were not trained on.")
     lines = [f"- {row}" for row in rows]
     return _section("Data", "\n".join([*lines, *([""] if lines else []), " ".join(said)]))
 
@@ -69,8 +86,8 @@ def use(facts: ModelFacts) -> str:
     if facts.adapter and facts.base.steps:
         name = facts.adapter.get("base_model_name_or_path")
         lines.append(
-            f"The adapter names `{without_home(str(name))}` as its base, which is a folder on the machine that it was "
-            "trained on: it runs only where that model is."
+            f"The adapter names `{without_paths(str(name))}` as its base, which is a folder on the machine that it "
+            "was trained on: it runs only where that model is."
         )
     return _section("Use it", "\n\n".join(lines))
 
@@ -95,7 +112,8 @@ def _adapter(config: dict[str, Any]) -> str:
     parts = [f"{words} {config[key]}" for words, key in shown.items() if config.get(key) is not None]
     modules = config.get("target_modules")
     on = f", on {', '.join(f'`{name}`' for name in sorted(modules))}" if isinstance(modules, list) else ""
-    return f"{config.get('peft_type', 'PEFT')} adapter: {', '.join(parts)}{on}."
+    kind = str(config.get("peft_type", "PEFT"))
+    return f"{'LoRA' if kind == 'LORA' else kind} adapter: {', '.join(parts)}{on}."
 
 
 def results(facts: ModelFacts) -> str:
@@ -106,8 +124,10 @@ def results(facts: ModelFacts) -> str:
         rows = [[NAMES.get(key, key), number(value)] for key, value in found[1].items()]
         best = " (the best step, whose weights these are)" if facts.progress.best_step is not None else ""
         parts += [f"Evaluation at step {found[0]}{best}:", table(["figure", "value"], rows)]
-    else:
+    elif facts.info or facts.run.history:
         parts.append("The run did not evaluate: there is no figure of examples that it was not trained on.")
+    else:
+        parts.append("No figures were recorded beside the model.")
     if trained:
         keys = ("loss", "loss/unweighted", "rewards/accuracies", "logps/chosen_drift", "weights/ess", "accuracy")
         shown = [f"{key} {number(trained[key])}" for key in keys if key in trained]
@@ -197,9 +217,12 @@ def reproduce(facts: ModelFacts) -> str:
     """The command and its file."""
     parts = []
     if facts.info.get("command"):
-        parts.append(code(without_home(facts.info["command"])))
+        parts.append(code(command_without_paths(facts.info["command"])))
     if facts.info.get("config"):
-        parts += ["with this file:", code(without_home(yaml.safe_dump(facts.info["config"], sort_keys=False)), "yaml")]
+        parts += [
+            "with this file:",
+            code(without_paths(yaml.safe_dump(facts.info["config"], sort_keys=False)), "yaml"),
+        ]
     return _section("Run it again", "\n\n".join(parts))
 
 

@@ -20,7 +20,8 @@ def snippet(facts: ModelFacts) -> str:
 
 
 def _writer(facts: ModelFacts, where: str) -> str:
-    chats = has_chat_template(facts.folder)
+    plain = facts.info.get("conversational") is False  # trained without the template that the tokenizer may have
+    chats = has_chat_template(facts.folder) and not plain
     prompt = (
         [
             'messages = [{"role": "user", "content": "What is a gradient?"}]',
@@ -43,6 +44,7 @@ def _writer(facts: ModelFacts, where: str) -> str:
             "",
             f"model = {cls}.from_pretrained({where})",
             f"tokenizer = AutoTokenizer.from_pretrained({where})",
+            *(["# It was trained on plain text: write prompts as the training data have them."] if plain else []),
             *prompt,
             "output = model.generate(**inputs, max_new_tokens=64)",
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',

@@ -1,7 +1,8 @@
 """Small pieces of Markdown that pages are made of."""
 
 import json
-from pathlib import Path
+import re
+import shlex
 from typing import Any
 
 
@@ -26,13 +27,27 @@ def number(value: float) -> str:
 
 def value_of(setting: Any) -> str:
     """Return a setting's value as it stands in a YAML or JSON file, on one line."""
-    return without_home(setting if isinstance(setting, str) else json.dumps(setting, default=str))
+    return without_paths(setting if isinstance(setting, str) else json.dumps(setting, default=str))
 
 
-def without_home(text: str) -> str:
-    """Return a text with the user's home folder written as ~."""
-    home = str(Path.home())
-    return text if home in ("/", "") else text.replace(home, "~")
+# An absolute path of two names or more, or one below a home folder; not what comes after a host's name.
+_NAME = r"[^/\s'\"`,;:\]})]+"
+_PATH = re.compile(rf"(?<![\w./~:-])(?:~\w*|/{_NAME})(?:/{_NAME})+/?")
+
+
+def without_paths(text: str) -> str:
+    """Return a text with `.../name` for each absolute path: where things lie on a machine is nobody's business."""
+    return _PATH.sub(lambda found: _short(found[0]), text)
+
+
+def command_without_paths(command: str) -> str:
+    """Return a command line with `.../name` for each absolute path, also for one with spaces in it."""
+    words = [_short(word) if word.startswith(("/", "~/")) else without_paths(word) for word in shlex.split(command)]
+    return shlex.join(words)
+
+
+def _short(path: str) -> str:
+    return f".../{path.rstrip('/').rpartition('/')[2]}"
 
 
 def _cell(text: str) -> str:

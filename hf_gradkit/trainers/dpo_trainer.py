@@ -142,7 +142,7 @@ class DPOTrainer(ExampleWeightingMixin, trl.DPOTrainer):
         return state
 
     def _run_facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"loss_type": [term.name for term in self._options.terms]}
+        facts = super()._run_facts() | {"loss_type": [term.name for term in self._options.terms]}
         if self._options.columns.margin is not None:
             facts["margin_temperature"] = self._temperature
         return facts

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._backends import check_sharding
 from ..data.columns import INFO, ExampleCollator, ExampleInfo
+from ..data.conversations import holds_conversations
 from ..reporting.example_log import ExampleLog
 from .checkpointing import CheckpointMixin
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
@@ -49,6 +50,7 @@ class ExampleWeightingMixin(CheckpointMixin, HubMixin):
         check_processes(args)
         if train_dataset is not None:
             check_not_empty(train_dataset)
+        self._conversational = holds_conversations(train_dataset)
         train_dataset, evaluation = hold_out_rows(args, train_dataset, given.get("eval_dataset"))
         given |= {"train_dataset": train_dataset, "eval_dataset": evaluation}
         if self._options.active and train_dataset is not None:
@@ -101,6 +103,9 @@ class ExampleWeightingMixin(CheckpointMixin, HubMixin):
                 "`compute_loss_func` returns one number for the batch, so examples cannot be weighted. Leave it out; "
                 "`hf_gradkit.Trainer` takes `per_example_loss(outputs, inputs)` instead."
             )
+
+    def _run_facts(self) -> dict[str, Any]:
+        return super()._run_facts() | {"conversational": self._conversational}
 
     # ---- data: columns reach the batch ------------------------------------------------------------------------
 
