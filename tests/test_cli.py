@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from helpers import make_rows
-from hf_gradkit.cli import errors, launch, main, sft
+from hf_gradkit.cli import dpo, errors, launch, main, reward, sft
 from hf_gradkit.cli.job import find_checkpoint
 from hf_gradkit.data.tiny import tiny_llama
 from launch import run
@@ -194,7 +194,25 @@ def test_two_processes_by_accelerates_own_launcher_say_an_error_once(config, wor
         ({}, ["--learning_rate", "fast"], "invalid"),
         ({"weighting": "linuper"}, [], "There is no weighting method 'linuper'. Did you mean 'linupper'?"),
         ({"model_name_or_path": None}, [], "`model_name_or_path` is not set."),
+        ({"model_name_or_path": "runs/sft/model"}, [], "'runs/sft/model', but there is no such folder (looked in /"),
+        (
+            {"model_name_or_path": "."},
+            [],
+            "neither config.json nor adapter_config.json is in it. Below it there is '",
+        ),
+        ({"model_name_or_path": "runs/gone"}, [], "'runs/gone', which is neither a folder here (looked in /"),
         ({"dataset_name": None}, [], "No data is named."),
+        (
+            {"column_mapping": "left out"},
+            [],
+            "the training data has none of these. Its columns: 'question', 'answer', 'source'. Rename columns with "
+            """`column_mapping`, such as --column_mapping '{"question": "prompt", "answer": "completion"}'.""",
+        ),
+        (
+            {"column_mapping": {"question": "chosen", "answer": "rejected"}},
+            [],
+            "It has preference pairs, for which there are gradkit dpo and gradkit reward.",
+        ),
         ({"dataset_name": "gone.jsonl"}, [], "The data file 'gone.jsonl' does not exist"),
         ({"dataset_train_split": "trian"}, [], "has no split 'trian'. Did you mean 'train'? Its splits: 'train'."),
         ({"eval_strategy": "epoch"}, [], "`eval_strategy` is set, but there is nothing to evaluate on"),
@@ -233,6 +251,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(config, capsys, changes, flags
     captured = capsys.readouterr()
     assert expected in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("job", [dpo, reward])
+def test_data_of_another_kind(config, capsys, job):
+    assert job.main(config()) == 2
+    said = message(capsys)
+    assert "needs the columns 'chosen' and 'rejected', and 'prompt' unless both begin with it" in said
+    assert "It has prompts with one completion each, for which there is gradkit sft." in said
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [", "just text"])

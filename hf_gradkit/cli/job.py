@@ -16,6 +16,7 @@ from ..data.loading import load_mixture, load_split, map_columns
 from ..scoring.processes import on_main
 from ..trainers.checkpoints import check_whole, find_last_checkpoint
 from .arguments import parse_job
+from .checks import check_content_columns, check_model_folder, not_loaded
 from .errors import INTERRUPTED, USER_ERRORS, report
 from .origin import origin_of_job
 
@@ -87,7 +88,10 @@ class Job:
 
     def train_one(self, args: Any, train: Any, checkpoint: str | None) -> Any:
         """Build a trainer, train it from a checkpoint (or None), and return it."""
-        trainer = self.build_trainer(args, self.model, train, self.evaluation)
+        try:
+            trainer = self.build_trainer(args, self.model, train, self.evaluation)
+        except OSError as error:
+            raise not_loaded(self.model.model_name_or_path, error) from error
         trainer.run_origin = self.origin
         self.training = True
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -124,6 +128,8 @@ def run(
         script, args, model, mixture, *options = parse_job(job, types, argv)
         _check(args, model)
         train, evaluation = load_data(script, args, mixture)
+        check_content_columns(job, train, args, "the training data")
+        check_content_columns(job, evaluation, args, "the evaluation data")
         args.model_init_kwargs = model_init_kwargs(args, model)
         data, own = (train, evaluation), options[0] if options else None
         current = Job(script, args, model, own, *data, build_trainer, origin_of_job(job, argv, script, mixture))
@@ -167,6 +173,7 @@ def train_and_save(job: Job) -> Any:
 def _check(args: Any, model: Any) -> None:
     if model.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set. Name a model of the Hub or a folder with one.")
+    check_model_folder(model.model_name_or_path)
     spread = "device_map" in (args.model_init_kwargs or {})
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and args.n_gpu > 1 and not spread:
         raise ValueError(

@@ -52,9 +52,10 @@ class ColumnMargin(Component):
                 return names
         raise ValueError(
             f"`margin` is 'columns', but the data has no column with margins: neither {MARGIN!r} nor 'score_chosen' "
-            f"and 'score_rejected'. Its columns: {listing(dataset.column_names)}. Name the columns "
-            '({"by": "columns", "chosen": ..., "rejected": ...}), or a reward model '
-            '({"by": "reward_model", "model": ...}).'
+            f"and 'score_rejected'. Its columns: {listing(dataset.column_names)}. Score the pairs first "
+            "(gradkit score --by reward), or set `margin` of the selector to other columns, "
+            '{"by": "columns", "chosen": ..., "rejected": ...}, or to a reward model, '
+            '{"by": "reward_model", "model": ...}.'
         )
 
 
