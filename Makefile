@@ -32,6 +32,7 @@ $(VENV)/.test: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/gradkit demo
+	@echo "         gradkit is in $(VENV): first run  . $(BIN)/activate"
 
 # Tests that start processes of their own run one after the other, after the rest: two at a time already fill 2 cores.
 test: $(VENV)/.test
