@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import yaml
@@ -134,6 +135,14 @@ def test_help_of_a_job_without_options_of_trl_has_one_group(capsys):
 
 
 # ---- a job in this process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "told"), [({}, False), ({"gradient_checkpointing": True}, True)])
+def test_who_did_not_set_a_deprecated_option_is_not_told_of_it(config, changes, told):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert sft.main(config(activation_checkpointing="left out", **changes)) == 0
+    assert any("gradient_checkpointing` is deprecated" in str(one.message) for one in seen) is told
 
 
 @pytest.mark.parametrize("streaming", [False, True])

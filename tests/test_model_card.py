@@ -152,7 +152,7 @@ def test_entanglement_and_consistency(card_of):
 def test_what_is_not_known_is_said(card_of):
     card = card_of({}, log_history=[])
     assert "[None]" not in card.text
-    assert "This is a model that was trained, whose origin was not recorded." in card.text
+    assert "This is a trained model whose origin was not recorded." in card.text
     assert "with hf_gradkit" not in card.text
     assert "The name of the training data was not recorded." in card.text
     assert "How it was trained was not recorded." in card.text
@@ -167,7 +167,7 @@ def test_a_model_that_nobody_trained_is_not_said_to_be_trained(tokenizer, tmp_pa
     folder = write_run(tmp_path / "model", tokenizer, {})
     (folder / "trainer_state.json").unlink()
     text = model_page(read_model(folder, "someone/model"), []).text
-    assert "This is a model, whose origin was not recorded." in text
+    assert "This is a model whose origin was not recorded." in text
     assert "No figures were recorded beside the model." in text
     assert "with hf_gradkit" not in text
 

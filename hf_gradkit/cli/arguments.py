@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 import typing
+import warnings
 from enum import Enum
 from typing import Any
 
@@ -80,8 +81,11 @@ def parse_job(job: str, dataclass_types: tuple[type, ...], argv: list[str]) -> t
     fields = {field.name: field for of_type in dataclass_types for field in dataclasses.fields(of_type) if field.init}
 
     config_file, flags = split_config(argv)
+    config = read_config(config_file) if config_file is not None else {}
+    if not any("gradient_checkpointing" in str(name).replace("-", "_") for name in (*flags, *config)):
+        # TRL's default and calls speak of the old name; nobody who runs a command can change that.
+        warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
     if config_file is not None:
-        config = read_config(config_file)
         apply_environment(config, config_file)
         for key in LAUNCHER_KEYS:  # gradkit's launcher has read them, or the user started accelerate
             config.pop(key, None)

@@ -45,7 +45,7 @@ def _what_it_is(facts: ModelFacts) -> str:
     trained = bool(facts.progress.step or facts.run.history)
     if base:
         return f"This is {base}{', changed by training' * trained}."
-    return f"This is a model{' that was trained' * trained}, whose origin was not recorded."
+    return f"This is a {'trained ' * trained}model whose origin was not recorded."
 
 
 def data(facts: ModelFacts) -> str:
