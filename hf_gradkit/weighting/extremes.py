@@ -9,9 +9,9 @@ from .base import LossWeighting
 
 @dataclass(frozen=True)
 class Extremes(LossWeighting):
-    """f(h) = |h| (arXiv 2502.06733): the contrary of [`Quadratic`].
+    """Both the easiest and the hardest examples count more: f(h) = |h| (arXiv 2502.06733).
 
-    See [`LossWeighting`] for the options.
+    The contrary of [`Quadratic`]. See [`LossWeighting`] for the options.
     """
 
     def favour(self, h: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from .base import LossWeighting
 
 @dataclass(frozen=True)
 class Quadratic(LossWeighting):
-    """f(h) = 1 - h^2 (arXiv 2502.06733): both the easiest and the hardest examples are pushed down.
+    """Both the easiest and the hardest examples count less: f(h) = 1 - h^2 (arXiv 2502.06733).
 
     See [`LossWeighting`] for the options.
     """
