@@ -214,7 +214,7 @@ def test_two_processes_by_accelerates_own_launcher_say_an_error_once(config, wor
         (
             {"column_mapping": "left out"},
             [],
-            "the training data has none of these. Its columns: 'question', 'answer', 'source'. Rename columns with "
+            "the training data does not have them. Its columns: 'question', 'answer', 'source'. Rename columns with "
             """`column_mapping`, such as --column_mapping '{"question": "prompt", "answer": "completion"}'.""",
         ),
         (

@@ -260,7 +260,10 @@ def test_a_fold_was_not_trained_on(training, monkeypatch):
         ({"folds": 2, "dataset_streaming": True}, "streamed data cannot be divided"),
         ({"folds": 2, "push_to_hub": True}, "a repository of the Hub holds one model"),
         ({"folds": 2, "resume_from_checkpoint": "base"}, "each model has checkpoints of its own"),
-        ({"column_mapping": "left out"}, "the train data has no 'chosen'"),
+        (
+            {"column_mapping": "left out"},
+            "the training data does not have them. Its columns: 'win', 'rejected', 'uid'.",
+        ),
         ({"resume_from_checkpoint": True}, "holds no checkpoint"),
     ],
 )

@@ -80,6 +80,6 @@ def check_content_columns(job: str, data: Any, args: Any, what: str) -> None:
     elif job != "sft" and {"prompt", "completion"} <= set(present):
         remedy = "It has prompts with one completion each, for which there is gradkit sft."
     raise ValueError(
-        f"gradkit {job} needs the columns {words}, and {what} has none of these. Its columns: {listing(present)}. "
+        f"gradkit {job} needs the columns {words}, and {what} does not have them. Its columns: {listing(present)}. "
         f"{remedy}"
     )
