@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -123,6 +124,6 @@ def license_of(base: str | None) -> dict[str, Any]:
         return {}
     try:
         data = ModelCard.load(base).data
-    except Exception:
-        return {}  # offline, gated, gone: the page then says that the license is not known
+    except (OSError, ValueError, HTTP_ERROR, yaml.YAMLError):
+        return {}  # offline, gated, gone, unreadable: the page then says that the license is not known
     return {key: data.get(key) for key in ("license", "license_name", "license_link") if data.get(key)}
