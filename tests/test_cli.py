@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -66,19 +65,15 @@ def message(capsys) -> str:
 # ---- the console script ---------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
+    """Which is what keeps it quick; `benchmarks/startup.py` times it."""
     code = (
         "import sys; from hf_gradkit.cli.main import main; main(['--help']); "
         "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'yaml'} & set(sys.modules)))"
     )
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        times.append(time.perf_counter() - start)
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(name in output for name in main.COMMANDS)
     assert output.endswith("[]\n")
-    assert min(times) < 0.5
 
 
 def test_unknown_command(capsys):
