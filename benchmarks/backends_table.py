@@ -58,6 +58,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "SFT, weights in the micro-batch": ("sft", (), scope("micro_batch")),
     "SFT, running weights": ("sft", (), scope("running")),
     "SFT, weights in the step": ("sft", (), scope("step")),
+    "SFT, resampling by loss": ("sft", ("source",), {"sampler": "personal_loss", "group_column": "source"}),
     "Trainer, running weights": ("plain", (), scope("running")),
     "DPO": ("dpo", (), {}),
     "DPO, MADPO": ("dpo", ("reward_margin",), {"weighting": "madpo"}),
@@ -65,6 +66,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "DPO, beta-DPO": ("dpo", (), {"loss_type": ["beta_dpo"]}),
     "Reward training": ("reward", (), {}),
 }
+ROWS = {"SFT, resampling by loss": 16}  # an epoch of two steps, so that the third is of rows drawn by loss
 COMMON = {
     "gradient_accumulation_steps": 2,
     "max_steps": 3,
@@ -85,7 +87,7 @@ def cases_of(backend: str) -> list[dict[str, Any]]:
             continue
         for lora in (False, True):
             case = {"name": f"{name}, {'LoRA' if lora else 'full'}", "job": job, "lora": lora, "batch": 4}
-            found.append({**case, "columns": columns, "options": {**COMMON, **options}})
+            found.append({**case, "columns": columns, "rows": ROWS.get(name, 26), "options": {**COMMON, **options}})
     return found
 
 

@@ -1,5 +1,6 @@
 """Fixtures: real models and tokenizers, small; no test reaches the network."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ from hf_gradkit.data.tiny import train_tokenizer
 from pair_helpers import save_policy
 
 datasets.disable_progress_bars()
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now to stay: every start of a trainer collects garbage, and would walk through it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -33,12 +33,14 @@ LINUPPER = {"weighting": "linupper", "weighting_kwargs": STRONG}
 COLUMNS = ("weight", "source", "uid")
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "optim": "adamw_torch", "learning_rate": 1e-3}
 SAVING["model_init_kwargs"] = {"dtype": "float32", "attention_dropout": 0.2}
+RESAMPLING = {"temperature": 0.05}
 LOG = {"example_log": True, "group_column": "source", "example_id_column": "uid"}
 
 
-def case(name, job, lora=False, columns=(), continues=None, **options):
+def case(name, job, lora=False, columns=(), continues=None, rows=26, **options):
     return {
         "name": name,
+        "rows": rows,
         "job": job,
         "lora": lora,
         "batch": 4,
@@ -74,6 +76,8 @@ WHOLE = [
         save_steps=2,
         **{**LINUPPER, **LOG},
     ),
+    # Two steps an epoch: the third one is of rows that were drawn by the losses of all processes.
+    case("resampled", "sft", columns=COLUMNS, rows=16, sampler="personal_loss", sampler_kwargs=RESAMPLING, **LOG),
     case("dpo lora", "dpo", True),
     case("madpo", "dpo", columns=("reward_margin", "source", "uid"), weighting="madpo", **LOG),
     case("rpo lora", "dpo", True, columns=("reward_margin",), loss_type=["rpo"], loss_kwargs={"rpo": {"eta": 0.1}}),
@@ -231,3 +235,12 @@ def test_one_process_goes_on_where_two_were(results, tokenizer):
     for row, expected in zip(rows(again), rows(whole), strict=True):
         assert row["example_id"] == expected["example_id"]
         assert row["weight"] == pytest.approx(expected["weight"], rel=1e-4)
+
+
+def test_rows_are_drawn_by_the_losses_of_all_processes(results, alone):
+    """That they are those of one process is compared above; here that they are no plain epoch."""
+    for folder in (results.folder, alone):
+        epochs = [[row["example_id"] for row in rows(folder / "resampled") if (row["step"] == 3) is second]
+                  for second in (False, True)]  # fmt: skip
+        assert len(set(epochs[0])) == 16
+        assert len(set(epochs[1])) < 8

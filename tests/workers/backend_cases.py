@@ -89,7 +89,7 @@ def build(case: dict[str, Any], folder: Path, tokenizer: Any, processes: int) ->
 def data(case: dict[str, Any], tokenizer: Any) -> Dataset:
     if case["job"] in ("dpo", "reward"):
         return pairs(26, *case["columns"])
-    rows = text_dataset(26, *case["columns"])
+    rows = text_dataset(case.get("rows", 26), *case["columns"])
     return rows.map(lambda row: tokenizer(row["text"]), remove_columns="text") if case["job"] == "plain" else rows
 
 
