@@ -1,7 +1,6 @@
 """`gradkit audit`, from the data to the report: hold out, train, audit; and what the files are and are not."""
 
 import json
-import os
 import shutil
 import stat
 from pathlib import Path
@@ -235,9 +234,10 @@ def test_records_to_try_it_on(tmp_path, capsys):
 
 
 def test_help(capsys):
-    with pytest.raises(SystemExit):
-        main.main(["audit", "--help"])
+    assert main.main(["audit", "--help"]) == 0
     said = capsys.readouterr().out
     assert "usage: gradkit audit secrets|hold_out|membership|extraction" in said
-    assert "--attacks" in said
-    assert os.linesep in said
+    assert "--attacks" not in said
+    with pytest.raises(SystemExit):
+        main.main(["audit", "membership", "--help"])
+    assert "--attacks" in capsys.readouterr().out

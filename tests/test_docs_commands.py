@@ -1,6 +1,7 @@
 """Every command line of README, docs and recipes is read by the parser that would read it, up to where work begins."""
 
 import argparse
+import contextlib
 import os
 import re
 import runpy
@@ -95,8 +96,8 @@ def test_commands_named_in_a_sentence_exist(page, capsys):
         if names[0] in main.COMMANDS:
             flags = {word for word in span.words if word.startswith("--")}
             kind = [word for word in span.words[2:3] if names[0] == "audit" and word in audit.KINDS]
-            with pytest.raises((SystemExit, Parsed)):
-                main.main([names[0], *kind, "--help"])
+            with contextlib.suppress(SystemExit, Parsed):
+                assert main.main([names[0], *kind, "--help"]) == 0
             assert not flags - {*capsys.readouterr().out.replace("[", " ").replace(",", " ").split()}, span.name
         if names == ["recipes"] and len(span.words) > 2:
             find_recipe(span.words[2])

@@ -132,7 +132,7 @@ def test_scored_data_can_be_scored_again(scoring):
         ({"model_name_or_path": "base"}, "'base' has no reward head"),
         ({"model_name_or_path": "./gone"}, "The model folder './gone' does not exist"),
         ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, but it is 0."),
-        ({"eval_dataset_name": "pairs.jsonl"}, "one split is scored at a time"),
+        ({"eval_dataset_name": "pairs.jsonl"}, "which is not an option of gradkit score"),
         ({"dataset_streaming": True}, "Load it without streaming"),
         ({"batch_size": 4}, "'batch_size', which is not an option of gradkit score."),
         ({"dtype": "float31"}, "`dtype` is 'float31'. Did you mean 'float32'?"),

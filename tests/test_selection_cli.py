@@ -220,7 +220,7 @@ def test_pushed_to_the_hub(config, tmp_path):
         ({"output_dir": "left out"}, "`output_dir` is not set."),
         ({"dataset_name": "left out"}, "No data is named."),
         ({"dataset_name": "gone.jsonl"}, "The data file 'gone.jsonl' does not exist"),
-        ({"eval_dataset_name": "pairs.jsonl"}, "rows are selected from one split"),
+        ({"eval_dataset_name": "pairs.jsonl"}, "'eval_dataset_name', which is not an option of gradkit select"),
         ({"dataset_streaming": True}, "Load it without streaming"),
         ({"column_mapping": "left out"}, "has no 'chosen'"),
         ({"selector_kwargs": {"metod": "greedy"}}, "has no option 'metod'. Did you mean 'method'?"),

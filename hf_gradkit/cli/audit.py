@@ -22,7 +22,7 @@ from ..audit.extraction import audit_extraction
 from ..audit.membership import audit_membership, default_folder
 from ..data.duplicates import drop_duplicates
 from ..data.hold_out import HELD_OUT, TRAIN, HoldOutRecord, hold_out, written_sides
-from ..data.loading import load_split, map_columns
+from ..data.loading import load_split
 from ..data.private_files import make_private_folder
 from ..data.synthetic_secrets import canary_rows, secret_rows
 from ..reporting.audit_files import FINDINGS, write_audit
@@ -37,8 +37,8 @@ from .audit_arguments import (
     SecretsArguments,
 )
 from .config_file import split_config
+from .data_arguments import DataArguments
 from .errors import USER_ERRORS, report
-from .job import ScriptArguments
 
 KINDS = {
     "secrets": "write invented records and canaries, to try the rest on",
@@ -48,9 +48,9 @@ KINDS = {
 }
 TYPES = {
     "secrets": (SecretsArguments,),
-    "hold_out": (ScriptArguments, HoldOutArguments),
-    "membership": (ScriptArguments, AuditArguments, MembershipArguments),
-    "extraction": (ScriptArguments, AuditArguments, ExtractionArguments),
+    "hold_out": (DataArguments, HoldOutArguments),
+    "membership": (DataArguments, AuditArguments, MembershipArguments),
+    "extraction": (DataArguments, AuditArguments, ExtractionArguments),
 }
 WORK = "work"
 
@@ -60,8 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     auditing = False
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for attacks of the user's own; `python -m` has it, a console script does not
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(_usage())
+        return 0
     try:
-        kind, argv = _split_kind(sys.argv[1:] if argv is None else argv)
+        kind, argv = _split_kind(argv)
         parsed = parse_job(f"audit {kind}", TYPES[kind], argv)
         prepare_cpu_backends()
         PartialState(cpu=parsed[-1 if kind == "secrets" else 1].use_cpu)
@@ -82,6 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _usage() -> str:
+    width = max(map(len, KINDS))
+    lines = [f"  {name:<{width}}  {words}" for name, words in KINDS.items()]
+    head = [f"usage: gradkit audit {'|'.join(KINDS)} [options]", ""]
+    return "\n".join([*head, *lines, "", "`gradkit audit membership --help` lists the options of one, and so on."])
+
+
 def _split_kind(argv: list[str]) -> tuple[str, list[str]]:
     """Return which audit is asked for, and the other arguments.
 
@@ -89,11 +100,6 @@ def _split_kind(argv: list[str]) -> tuple[str, list[str]]:
         ValueError: if none or an unknown one is.
     """
     config, rest = split_config(argv)
-    if rest and rest[0] in ("-h", "--help"):
-        width = max(map(len, KINDS))
-        print("usage: gradkit audit secrets|hold_out|membership|extraction [options]\n")
-        print("\n".join(f"  {name:<{width}}  {words}" for name, words in KINDS.items()), "\n")
-        return "membership", rest if len(rest) == 1 else rest[1:]
     if not rest or rest[0] not in KINDS:
         named = repr(rest[0]) if rest else "nothing"
         near = did_you_mean(rest[0], KINDS) if rest else ""
@@ -121,10 +127,10 @@ def _write_secrets(args: SecretsArguments) -> None:
     )
 
 
-def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:
+def _hold_out(script: DataArguments, args: HoldOutArguments) -> None:
     if args.output_dir is None:
         raise ValueError("`output_dir` is not set. Name the folder of the model that is to be trained.")
-    dataset = _load(script, "the data")
+    dataset = script.renamed(script.load(), "the data")
     if args.drop_duplicates:
         named = {args.id_column, args.document_column} & set(dataset.column_names)
         given, dataset = dataset, drop_duplicates(dataset, tuple(named))
@@ -149,7 +155,7 @@ def _hold_out(script: ScriptArguments, args: HoldOutArguments) -> None:
 # ---- auditing ---------------------------------------------------------------------------------------------------
 
 
-def _plan(kind: str, script: ScriptArguments, args: AuditArguments, options: Any) -> tuple[Callable[[str], Any], Path]:
+def _plan(kind: str, script: DataArguments, args: AuditArguments, options: Any) -> tuple[Callable[[str], Any], Path]:
     """Return what audits a model's folder, and where the report goes."""
     if args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set. Name the folder of the fine-tuned model.")
@@ -195,7 +201,7 @@ def _plan(kind: str, script: ScriptArguments, args: AuditArguments, options: Any
     return partial(run, dataset=members, **common, **own), folder
 
 
-def _sides(script: ScriptArguments, args: AuditArguments) -> tuple[Dataset, Dataset | None]:
+def _sides(script: DataArguments, args: AuditArguments) -> tuple[Dataset, Dataset | None]:
     """Return the members and the non-members, or the data that was split and None."""
     if script.dataset_name is None:
         written = written_sides(args.hold_out or args.model_name_or_path)
@@ -204,14 +210,13 @@ def _sides(script: ScriptArguments, args: AuditArguments) -> tuple[Dataset, Data
                 "No data is named, and none was written by `gradkit audit hold_out` beside the model. Set "
                 "`dataset_name` to what was held out from, or to the training data together with `non_members_name`."
             )
-        mapping = script.column_mapping or {}
-        sides = [map_columns(load_split(str(path), "train"), mapping, "the data") for path in written]
+        sides = [script.renamed(load_split(str(path), "train"), "the data") for path in written]
         return sides[0], sides[1]
-    members = _load(script, "the data")
+    members = script.renamed(script.load(), "the data")
     if args.non_members_name is None:
         return members, None
     others = load_split(args.non_members_name, args.non_members_split, file_split=args.non_members_split)
-    return members, map_columns(others, script.column_mapping or {}, "the non-members")
+    return members, script.renamed(others, "the non-members")
 
 
 def _record_folder(args: AuditArguments) -> str | None:
@@ -226,15 +231,6 @@ def _recorded_settings(model: str) -> dict[str, Any]:
     """Return the settings of the run that trained a model, where its folder has them."""
     path = Path(model).expanduser() / RUN_INFO
     return json.loads(path.read_text()).get("settings", {}) if path.is_file() else {}
-
-
-def _load(script: ScriptArguments, name: str) -> Dataset:
-    if script.dataset_name is None:
-        raise ValueError("No data is named. Set `dataset_name` to a file or a data set of the Hub.")
-    dataset = load_split(
-        script.dataset_name, script.dataset_train_split, script.dataset_config, script.dataset_streaming
-    )
-    return map_columns(dataset, script.column_mapping or {}, name)
 
 
 def _write(result: Any, folder: Path, show_text: bool) -> None:

@@ -1,63 +1,24 @@
 """What every training job does around its trainer: arguments, data, checkpoint, the last words."""
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trl
 
 from .._backends import prepare_cpu_backends
-from ..data.loading import load_mixture, load_split, map_columns
+from ..data.loading import load_mixture, load_split
 from ..scoring.processes import on_main
 from ..trainers.checkpoints import check_whole, find_last_checkpoint
 from .arguments import parse_job
 from .checks import check_content_columns, check_model_folder, not_loaded
+from .data_arguments import ScriptArguments
 from .errors import INTERRUPTED, USER_ERRORS, report
 from .origin import origin_of_job
-
-
-@dataclass
-class ScriptArguments(trl.ScriptArguments):
-    """TRL's arguments about the data, and
-
-    Args:
-        column_mapping (`dict`, *optional*): renames columns of the data, existing name to new name.
-        eval_dataset_name (`str`, *optional*): evaluate on this file or data set instead of the test split of
-            `dataset_name`.
-    """
-
-    column_mapping: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Renames columns of the data: existing name to new name, as a mapping or JSON, such as "
-            '\'{"question": "prompt", "answer": "completion"}\'.'
-        },
-    )
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "File or data set to evaluate on, instead of the test split of `dataset_name`."},
-    )
-
-    def __post_init__(self):
-        mapping = self.column_mapping
-        if isinstance(mapping, str):
-            try:
-                mapping = json.loads(mapping)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`column_mapping` is {mapping!r}, which is not JSON: {error}.") from error
-        if mapping is not None and not (
-            isinstance(mapping, dict) and all(isinstance(name, str) for pair in mapping.items() for name in pair)
-        ):
-            raise ValueError(
-                f"`column_mapping` must map existing names to new names, but it is {mapping!r}. Write for example "
-                '{"question": "prompt", "answer": "completion"}.'
-            )
-        self.column_mapping = mapping
 
 
 @dataclass
@@ -76,7 +37,7 @@ class Job:
         training: whether a trainer was built, from when on one rank may fail alone.
     """
 
-    script: "ScriptArguments"
+    script: ScriptArguments
     args: Any
     model: Any
     options: Any
@@ -230,9 +191,8 @@ def load_data(script: ScriptArguments, args: Any, mixture: Any) -> tuple[Any, An
     splits = load_mixture(mixture) if mixture.datasets else None
     train = _split_of(splits, script, script.dataset_train_split)
     evaluation = _evaluation_data(splits, script, args.hold_out_fraction is not None) if evaluates else None
-    mapping = script.column_mapping or {}
-    train = map_columns(train, mapping, "the training data")
-    return train, None if evaluation is None else map_columns(evaluation, mapping, "the evaluation data")
+    train = script.renamed(train, "the training data")
+    return train, None if evaluation is None else script.renamed(evaluation, "the evaluation data")
 
 
 def _split_of(splits: dict[str, Any] | None, script: ScriptArguments, split: str) -> Any:

@@ -11,12 +11,11 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from ..data.loading import load_split, map_columns
 from ..scoring.processes import on_main
 from . import score_difficulty, score_reward
 from .arguments import parse_job
+from .data_arguments import DataArguments
 from .errors import USER_ERRORS, report
-from .job import ScriptArguments
 from .origin import noted_command
 from .score_arguments import REWARD, ScoreArguments
 from .score_files import check_output, note_origin
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     scoring = False
     try:
         argv = sys.argv[1:] if argv is None else argv
-        script, args = parse_job("score", (ScriptArguments, ScoreArguments), argv)
+        script, args = parse_job("score", (DataArguments, ScoreArguments), argv)
         dataset = _load(script, args)
         PartialState(cpu=args.use_cpu)
         kind: Any = score_reward if REWARD in args.by else score_difficulty
@@ -54,7 +53,7 @@ def _model_options(args: ScoreArguments) -> dict[str, Any]:
     }
 
 
-def _load(script: ScriptArguments, args: ScoreArguments) -> Dataset:
+def _load(script: DataArguments, args: ScoreArguments) -> Dataset:
     if args.model_name_or_path is not None and args.checkpoints is not None:
         raise ValueError(
             f"Both `model_name_or_path` ({args.model_name_or_path!r}) and `checkpoints` are set. Keep one of them; a "
@@ -64,17 +63,7 @@ def _load(script: ScriptArguments, args: ScoreArguments) -> Dataset:
     for name, is_set in (("model_name_or_path", model_is_set), ("output_dir", args.output_dir is not None)):
         if not is_set:
             raise ValueError(f"`{name}` is not set. `gradkit score --help` says what it is.")
-    if script.dataset_name is None:
-        raise ValueError("No data is named. Set `dataset_name` to a file or a data set of the Hub.")
-    if script.eval_dataset_name is not None:
-        raise ValueError(
-            f"`eval_dataset_name` is {script.eval_dataset_name!r}, but one split is scored at a time, the one that "
-            "`dataset_train_split` names. Score the other data into a folder of its own."
-        )
-    dataset = load_split(
-        script.dataset_name, script.dataset_train_split, script.dataset_config, script.dataset_streaming
-    )
-    return map_columns(dataset, script.column_mapping or {}, "the data")
+    return script.renamed(script.load(), "the data")
 
 
 if __name__ == "__main__":

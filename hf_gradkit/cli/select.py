@@ -14,7 +14,6 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset
 
-from ..data.loading import load_split, map_columns
 from ..publishing.dataset_page import selection_page
 from ..publishing.page import write_page
 from ..publishing.push import Push
@@ -25,8 +24,8 @@ from ..selection.base import Selection, check_dataset, take
 from ..selection.registry import build_selector
 from ..trainers.options import parse_json
 from .arguments import parse_job
+from .data_arguments import DataArguments
 from .errors import USER_ERRORS, report
-from .job import ScriptArguments
 from .origin import noted_command
 
 DATA, WORK = "selected", "scoring"
@@ -88,9 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for functions of the user's own; `python -m` has it, a console script does not
     try:
-        script, args = parse_job("select", (ScriptArguments, SelectArguments), argv)
+        script, args = parse_job("select", (DataArguments, SelectArguments), argv)
         given = _load(script, args)
-        dataset = map_columns(given, script.column_mapping or {}, "the data")
+        dataset = script.renamed(given, "the data")
         PartialState(cpu=args.use_cpu)
         output = Path(args.output_dir)
         selector = build_selector(
@@ -116,19 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load(script: ScriptArguments, args: SelectArguments) -> Dataset:
+def _load(script: DataArguments, args: SelectArguments) -> Dataset:
     if args.output_dir is None:
         raise ValueError("`output_dir` is not set. `gradkit select --help` says what it is.")
-    if script.dataset_name is None:
-        raise ValueError("No data is named. Set `dataset_name` to a file or a data set of the Hub.")
-    if script.eval_dataset_name is not None:
-        raise ValueError(
-            f"`eval_dataset_name` is {script.eval_dataset_name!r}, but rows are selected from one split, the one that "
-            "`dataset_train_split` names. Leave it out."
-        )
-    dataset = load_split(
-        script.dataset_name, script.dataset_train_split, script.dataset_config, script.dataset_streaming
-    )
+    dataset = script.load()
     check_dataset(dataset)
     return dataset
 
@@ -151,7 +141,7 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
         )
 
 
-def _write(given: Dataset, result: Selection, script: ScriptArguments, output: Path, key: str, command: str) -> None:
+def _write(given: Dataset, result: Selection, script: DataArguments, output: Path, key: str, command: str) -> None:
     """Write the selection, and say where it is; on the main process."""
     output.mkdir(parents=True, exist_ok=True)
     for old in output.glob(f"{DATA}.*"):
