@@ -46,7 +46,8 @@ def run_arm(arm: str, world: Path, seed: int, result: Path) -> None:
     if arm == "full_duplicated":
         train = duplicate(train, world / "duplicated.jsonl")
     model = {"model_name_or_path": world / "base", "dataset_name": train, "output_dir": folder, "seed": seed}
-    call("sft", **model, **TRAIN, **ARMS[arm])
+    if not (folder / "trainer_state.json").exists():  # written at the end
+        call("sft", **model, **TRAIN, **ARMS[arm])
     common = {
         "model_name_or_path": folder, "checkpoints": True, "per_device_eval_batch_size": 32, "seed": seed,
         "reference_model_name_or_path": world / "base",
@@ -54,7 +55,7 @@ def run_arm(arm: str, world: Path, seed: int, result: Path) -> None:
     names = "loss zlib min_k min_k_plus_plus flora log_reference error_zone window gradient_norm supervised".split()  # noqa: SIM905
     if gradkit(["audit", "membership", *flags(common), "--attacks", *names]):
         raise RuntimeError("The membership audit failed.")
-    call("audit", "extraction", **common, skip_short=True)
+    call("audit", "extraction", **common, skip_short=True, generations=0)
     found = {
         kind: json.loads((folder / "_audit" / f"{kind}.json").read_text()) for kind in ("membership", "extraction")
     }
