@@ -17,7 +17,7 @@ COLOURS = {
 }
 PANELS = (
     ("auc", "AUC of FLoRA"),
-    ("greedy", "share of suffixes that greedy decoding writes"),
+    ("greedy", "suffixes written greedily, share"),
     ("held_out_loss", "held-out loss"),
 )
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from run import FULL, SEEDS, TRAIN, call
-from world import DATA, make_world
+from world import DATA, LENGTH, make_world
 
 EPOCHS, EVERY = 50, 5
 
@@ -43,7 +43,7 @@ def run(world: Path, seed: int, result: Path) -> None:
     call(
         *("audit", "extraction"),
         **{"model_name_or_path": folder, "reference_model_name_or_path": world / "base", "checkpoints": True},
-        **{"skip_short": True, "generations": 0, "per_device_eval_batch_size": 32, "seed": seed},
+        **{"skip_short": True, "generations": 0, "max_length": LENGTH, "per_device_eval_batch_size": 32, "seed": seed},
     )
     found = json.loads((folder / "_audit" / "extraction.json").read_text())
     temporary = result.with_suffix(".tmp")
