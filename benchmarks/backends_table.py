@@ -167,7 +167,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         "second model of a whole one, and the adapter switched off. Under FSDP2 and ZeRO-3 audited models are split",
         "over the processes; scoring and selection hold whole models on each.",
         "",
-        "`-` does not apply, or was not run: ZeRO-1 is for SFT and DPO. More combinations and faults are in",
+        "`-` does not apply; of training, ZeRO-1 is for SFT and DPO. More combinations and faults are in",
         "`tests/test_backends.py` and `tests/test_faults.py`. Nothing here was measured on a GPU.",
         "",
         ", ".join(f"{name} {version}" for name, version in versions(LIBRARIES).items()) + ".",

@@ -2,6 +2,7 @@
 
     python benchmarks/consistency_cost.py                        # DDP, two CPU processes
     python benchmarks/consistency_cost.py --backend fsdp2        # projections, since gradients are sharded
+    python benchmarks/consistency_cost.py --backend fsdp2 --profile "every step" --rounds 20      # where it goes
     python benchmarks/consistency_cost.py --config_file accelerate_configs/multi_gpu.yaml --device cuda
 
 The trainers of all arms are alive in both processes and take turns, one optimizer step each, in an order that is drawn
@@ -12,17 +13,15 @@ bootstrap interval.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-
-import torch
-import trl
-
-from hf_gradkit import WorkerConsistencyCallback
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("trl", "trl again", "every step", "every 10")
@@ -32,9 +31,12 @@ INSIDE = "GRADKIT_BENCHMARK_OPTIONS"  # set in the processes that are started
 
 def work(options: argparse.Namespace) -> None:
     """Run in each process: time the steps, and print the table."""
-    from paired import interval, quiet, time_steps
+    import torch
+    import trl
+    from paired import interval, profile, quiet, time_steps
     from step_time import make_data, make_model
 
+    from hf_gradkit import WorkerConsistencyCallback
     from hf_gradkit._backends import prepare_cpu_backends
 
     quiet()
@@ -43,7 +45,7 @@ def work(options: argparse.Namespace) -> None:
     options.trainer = "sft"
     dataset, tokenizer = make_data(options)
 
-    def make(arm: str, options: argparse.Namespace, folder: str, callbacks: list) -> trl.SFTTrainer:
+    def make(arm: str, options: argparse.Namespace, folder: str, callbacks: list) -> Any:
         args = trl.SFTConfig(
             output_dir=f"{folder}/{arm}",
             max_steps=2 + options.rounds,
@@ -67,7 +69,14 @@ def work(options: argparse.Namespace) -> None:
         trainers.append(trainer)
         return trainer
 
-    trainers: list[trl.SFTTrainer] = []
+    trainers: list[Any] = []
+    if options.profile:  # by all processes, and told by the first
+        with contextlib.nullcontext() if os.environ["RANK"] == "0" else contextlib.redirect_stdout(io.StringIO()):
+            profile(make, options.profile, options, options.output)
+        trainers[0].model_wrapped = trainers[0].model
+        trainers[0].accelerator.free_memory()
+        trainers[0].accelerator.end_training()
+        return
     times = time_steps(make, list(ARMS), options, options.output)
     kind = type(trainers[0].model_wrapped).__name__
     for trainer in trainers:  # DDP goes before the process group
@@ -103,6 +112,7 @@ def main() -> None:
         "--config_file", help="another launch configuration than accelerate_configs/cpu/<backend>.yaml"
     )
     parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--profile", choices=list(ARMS), help="instead: which functions of ours an arm's steps spend")
     parser.add_argument("--batch", type=int, default=8, help="rows of a process")
     parser.add_argument("--length", type=int, default=256, help="longest row, in tokens")
     parser.add_argument("--hidden", type=int, default=256)

@@ -123,16 +123,30 @@ def encode_pair_weights(outputs: Any, token_logps: Tensor, mask: Tensor, weights
 FUSED_HEAD = ("trl.trainer.utils", "_ChunkedLogProbFunction")
 
 
+_heads: list[Any] = []  # what stands in for TRL's fused head, the first nearest to it
+
+
 @contextmanager
 def fused_head(replace: Any) -> Iterator[None]:
-    """Let TRL's fused head apply `replace(original)` instead of its own function."""
+    """Let TRL's fused head apply `replace(what it applied before)`; several may, and end in any order."""
     module = importlib.import_module(FUSED_HEAD[0])
     original = getattr(module, FUSED_HEAD[1])
-    setattr(module, FUSED_HEAD[1], replace(original))
+    original = getattr(original, "_hf_gradkit_original", original)
+
+    def put() -> None:
+        found = original
+        for each in _heads:
+            found = each(found)
+            found._hf_gradkit_original = original
+        setattr(module, FUSED_HEAD[1], found)
+
+    _heads.append(replace)
+    put()
     try:
         yield
     finally:
-        setattr(module, FUSED_HEAD[1], original)
+        _heads.remove(replace)
+        put()
 
 
 def prepare_sft_dataset(

@@ -236,7 +236,7 @@ def test_two_processes_by_accelerates_own_launcher_say_an_error_once(config, wor
             [],
             "training data has no such column. Did you mean 'question'?",
         ),
-        ({"column_mapping": "{question}"}, [], "`column_mapping` is '{question}', which is not JSON"),
+        ({"column_mapping": "{question}"}, [], "`column_mapping` must be a JSON object, but '{question}' is not JSON"),
         ({"column_mapping": ["question"]}, [], "`column_mapping` must map existing names to new names"),
         (
             {"resume_from_checkpoint": True},

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ import torch
 from helpers import make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
 from hf_gradkit.callbacks.shard_check import ShardCheck, row_hashes
+from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples
+from hf_gradkit.data.tiny import tiny_llama
+from hf_gradkit.gradients.errors import GradientRecordError
 from hf_gradkit.gradients.workers import (
     ChangeWithin,
     GradientSketch,
@@ -234,25 +238,31 @@ def test_where_figures_go(folder):
     logged = [entry for entry in result(folder, "watched")["logs"] if "consistency/direction" in entry]
     assert len(logged) == 20
     assert all(0 < entry["consistency/direction_expected"] < 1 for entry in logged)
-    assert lines(folder, "own hook")[-1]["source"] == "projections of the recorder"
+    assert lines(folder, "own hook")[-1]["source"] == "hooks on the parameters"
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("backend", ["fsdp2", "zero2", "zero3"])
 def test_sharded_parameters(backend, folder, tmp_path):
-    """The same run by projections: losses exactly, norms and directions within their errors."""
-    cases = [case for case in CASES if case["name"] in ("watched", "same", "mismatch")]
+    """The same run with hooks on the parameters: losses and norms exactly, directions within the sketch's error."""
+    cases = [case for case in CASES if case["name"] in ("watched", "accumulated", "same", "mismatch")]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     launched = launch(WORKER, [str(tmp_path / "cases.json"), str(tmp_path)], config=f"cpu/{backend}", timeout=300)
     launched.assert_backend(backend)
     found, expected = lines(tmp_path, "watched"), lines(folder, "watched")
     assert [line["losses"] for line in found] == [pytest.approx(line["losses"], rel=1e-4) for line in expected]
-    norms = torch.tensor([line["norms"] for line in found]) / torch.tensor([line["norms"] for line in expected])
-    assert (norms - 1).abs().max() < 0.35
-    assert norms.mean() == pytest.approx(1.0, abs=0.1)
+    assert [line["norms"] for line in found] == [pytest.approx(line["norms"], rel=1e-3) for line in expected]
+    cosines = [[line["cosines"][0][1] for line in run] for run in (found, expected)]
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-3)  # the sketch is DDP's
     directions = [sum(line["consistency/direction"] for line in run) / 20 for run in (found, expected)]
     assert directions[0] == pytest.approx(directions[1], abs=0.1)
     assert result(tmp_path, "watched")["warnings"] == []
+    # Over micro-batches the norm is the sketch's; what is expected comes from the norm of the first, which is exact.
+    found, expected = lines(tmp_path, "accumulated"), lines(folder, "accumulated")
+    norms = torch.tensor([line["norms"] for line in found]) / torch.tensor([line["norms"] for line in expected])
+    assert (norms - 1).abs().max() < 0.35
+    assert norms.mean() == pytest.approx(1.0, abs=0.1)
+    assert found[-1]["consistency/direction_ratio"] == pytest.approx(1.0, abs=0.35)
     assert "the same batches" in result(tmp_path, "same")["warnings"][0]
     assert "a seed of its own" in result(tmp_path, "mismatch")["warnings"][0]
 
@@ -274,3 +284,29 @@ def test_one_process_has_nobody_to_compare_with(tokenizer, tmp_path, caplog):
 def test_bad_options(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
         WorkerConsistencyCallback(**{name: value})
+
+
+def test_a_gradient_that_did_not_show_is_named(tokenizer):
+    model = tiny_llama(tokenizer, hidden_size=32)
+    source = OwnGradients(model, 16, pairs=False)
+    source.begin(SimpleNamespace(gradient_accumulation_steps=2))
+    with pytest.raises(GradientRecordError, match="gradient of every parameter did not show"):
+        source.micro_batch(1, last=False)
+    model.model.norm.weight.grad = torch.ones(32)
+    with pytest.raises(GradientRecordError, match=r"gradient of 'model.norm.weight' did not show"):
+        source.micro_batch(1, last=False)
+    source.close()
+
+
+def test_what_cannot_be_recorded_by_example_is_named_once(tokenizer, caplog):
+    model = tiny_llama(tokenizer, hidden_size=32)
+    model.register_parameter("extra", torch.nn.Parameter(torch.zeros(2, 3)))
+    examples = SingleExamples(model, pairs=False)
+    for _ in range(2 * NOISE_STEPS):
+        examples.begin()
+        ids = torch.arange(4, 12).view(2, 4)
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert examples.mean_square() != examples.mean_square()  # NaN: unknown
+        examples.close()
+    (record,) = caplog.records
+    assert "'extra' cannot be recorded by example" in record.getMessage()

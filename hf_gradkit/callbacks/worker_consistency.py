@@ -16,7 +16,7 @@ from ..gradients.workers import ChangeWithin, NoiseWithin, dispersion, mean_cosi
 from .figures_log import FiguresLog
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
-from .worker_gradients import HookedGradients, RecordedGradients
+from .worker_gradients import HookedGradients, OwnGradients
 from .worker_inputs import WorkerInputs
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,15 @@ class WorkerConsistencyCallback(TrainerCallback):
 
     Gradients are read in DDP's communication hook, which leaves the reduction as it is: norms exactly, the mean cosine
     exactly from norms, cosines of single pairs of workers from a sketch (in the file). Where a hook is registered
-    already, without `trainer`, and under FSDP2 and DeepSpeed they are random projections of the recorder's, and the
-    figures estimates. One warning says what seems wrong, and its likely cause.
+    already, without `trainer`, and under FSDP2 and DeepSpeed they are read by hooks on the parameters, as the backward
+    pass has them: norms exactly (from the sketch over several micro-batches), cosines from the sketch. One warning
+    says what seems wrong, and its likely cause.
 
     Args:
         monitor_steps: watch every so many optimizer steps; the examples of all steps are compared.
         trainer: the trainer: for its losses, DDP's hook, trackers.
         window: monitored steps that ratios are averaged over.
-        probes: size of the sketch, or number of projections.
+        probes: size of the sketch.
         pairs: whether batches are [chosen; rejected]; None asks the trainer.
 
     Raises:
@@ -102,7 +103,7 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._directions: deque[tuple[float, float | None]] = deque(maxlen=self.window)
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
 
-    def _find_source(self, model: Any) -> HookedGradients | RecordedGradients:
+    def _find_source(self, model: Any) -> HookedGradients | OwnGradients:
         wrapped = getattr(self._trainer, "model_wrapped", None)
         if isinstance(wrapped, DistributedDataParallel):
             if isinstance(self._source, HookedGradients) and self._source.of(wrapped):
@@ -110,8 +111,8 @@ class WorkerConsistencyCallback(TrainerCallback):
             try:
                 return HookedGradients(wrapped, self.probes, self._pairs)
             except RuntimeError:  # DDP takes one hook, and somebody else's is there
-                logger.info("DDP has a communication hook already: workers' gradients are read by projections.")
-        return RecordedGradients(model, self.probes, self._pairs)
+                logger.info("DDP has a communication hook already: workers' gradients are read on the parameters.")
+        return OwnGradients(model, self.probes, self._pairs)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if not self._idle:

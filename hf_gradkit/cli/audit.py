@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for attacks of the user's own; `python -m` has it, a console script does not
     argv = sys.argv[1:] if argv is None else argv
-    if argv in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
         print(_usage())
         return 0
     try:

@@ -1,6 +1,5 @@
 """The options that name the data of a command: of those that train, and of those that read one split."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ import trl
 from datasets import Dataset, IterableDataset
 
 from ..data.loading import load_split, map_columns
+from ..trainers.options import parse_json
 
 
 @dataclass
@@ -29,10 +29,7 @@ class ColumnMapping:
     def __post_init__(self):
         mapping = self.column_mapping
         if isinstance(mapping, str):
-            try:
-                mapping = json.loads(mapping)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`column_mapping` is {mapping!r}, which is not JSON: {error}.") from error
+            mapping = parse_json("column_mapping", mapping)
         if mapping is not None and not (
             isinstance(mapping, dict) and all(isinstance(name, str) for pair in mapping.items() for name in pair)
         ):

@@ -50,7 +50,8 @@ def short(run: dict[str, Any]) -> Run:
     }
     gate = {name: membership["gate"][name] for name in ("confounded", "noted")}
     gate["least_p"] = min(of["p"] for of in membership["gate"]["attacks"].values())
-    return {"arm": run["arm"], "seed": run["seed"], "epochs": epochs, "attacks": attacks, "gate": gate}
+    base = {f"base_{name}": membership["utility"][f"reference_{name}"] for name in ("member_loss", "held_out_loss")}
+    return {"arm": run["arm"], "seed": run["seed"], **base, "epochs": epochs, "attacks": attacks, "gate": gate}
 
 
 def load_long(output: Path) -> dict[str, list[dict[str, Any]]]:

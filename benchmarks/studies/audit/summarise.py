@@ -57,6 +57,16 @@ def print_defences(arms: dict[str, list[Run]]) -> None:
             print(f"| {arm} | {other} | {' | '.join(cells)} |")
 
 
+def print_base(arms: dict[str, list[Run]]) -> None:
+    """Print whether fine-tuning helped at all: the held-out loss before it, and the best change of any run."""
+    runs = [run for of_arm in arms.values() for run in of_arm]
+    least = min(best_epoch(run)["held_out_loss"] - run["base_held_out_loss"] for run in runs)
+    before = spread([run["base_held_out_loss"] for run in arms["full"]])
+    print(
+        f"\nHeld-out loss of the base models: {before}; the least difference to it of any run and epoch: {least:+.4f}."
+    )
+
+
 def changed(values: list[float]) -> str:
     """Return differences, or that there is none: where they have not the same sign in all seeds."""
     same = all(value > 0 for value in values) or all(value < 0 for value in values)
@@ -90,7 +100,7 @@ def main() -> None:
     found = load(options.output)
     for data, arms in found.items():
         print(f"\n## {data}")
-        for part in (print_epochs, print_attacks, print_defences):
+        for part in (print_epochs, print_attacks, print_defences, print_base):
             part(arms)
     print_gate(found)
     found_long = load_long(options.output)
