@@ -1,9 +1,12 @@
-"""Figures of experiment 1, and what its arms kept and when they were at their best; reads the runs' results.
+"""Figures of the three experiments, and what the arms of the first kept and when they were at their best.
 
 python figures.py --output OUT/known_truth --folder ../../../docs/results/selection
+
+Reads the runs of experiment 1, and for the others what `--summary` has written to the folder.
 """
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 
@@ -15,6 +18,7 @@ use("reweighting")
 from common import load_all, mean_and_interval, paired, write_json  # noqa: E402
 
 COLOURS = dict(zip(ARMS, ("0.5", "tab:blue", "tab:cyan", "tab:orange", "tab:green", "tab:red"), strict=True))
+COLOURS |= {"perplexity": "tab:green", "el2n": "tab:blue", "grand": "tab:orange"}
 
 
 def true_reward(of_seed: dict[int, dict], step: int) -> dict[int, float]:
@@ -49,21 +53,29 @@ def details(of_seed: dict[int, dict]) -> dict:
     }
 
 
-def draw_differences(results: dict[str, dict[int, dict]], path: Path) -> None:
-    """Draw each arm's last true reward minus that of all pairs, with intervals."""
-    full = true_reward(results["full"], STEPS)
+def draw_differences(differences: dict[str, dict[str, float]], what: str, path: Path) -> None:
+    """Draw each arm's difference to all rows, with its interval.
+
+    Args:
+        differences: of arms named `<arm>-<fraction>`.
+        what: the figure, for the axis.
+        path: of the picture.
+    """
+    arms, fractions = (
+        list(dict.fromkeys(parts)) for parts in zip(*(n.rsplit("-", 1) for n in differences), strict=True)
+    )
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for i, arm in enumerate(ARMS):
-        for j, fraction in enumerate(FRACTIONS):
-            difference = paired(true_reward(results[f"{arm}-{fraction}"], STEPS), full)
-            place, mean = j + 0.12 * (i - 2.5), difference["mean"]
+    for i, arm in enumerate(arms):
+        for j, fraction in enumerate(fractions):
+            difference = differences[f"{arm}-{fraction}"]
+            place, mean = j + 0.12 * (i - (len(arms) - 1) / 2), difference["mean"]
             error = [[mean - difference["low"]], [difference["high"] - mean]]
             label = arm if j == 0 else None
             axes.errorbar(place, mean, yerr=error, fmt="o", color=COLOURS[arm], capsize=2, label=label)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set_xticks(range(len(FRACTIONS)), [f"{fraction:.0%} of the pairs" for fraction in FRACTIONS])
-    axes.set_ylabel("true reward minus that of all pairs")
+    axes.set_xticks(range(len(fractions)), [f"{float(fraction):.0%} of the rows" for fraction in fractions])
+    axes.set_ylabel(f"{what} minus that of all rows")
     axes.legend(ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -84,8 +96,22 @@ def draw_curves(results: dict[str, dict[int, dict]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_others(folder: Path) -> None:
+    """Draw the differences of experiments 2 and 3, where they are summed up."""
+    path = folder / "pruning.json"
+    if path.exists():
+        rows = json.loads(path.read_text())
+        found = {arm: row["to_full"] for arm, row in rows.items() if arm != "full"}
+        draw_differences(found, "test loss", folder / "pruning.png")
+    path = folder / "human.json"
+    if path.exists():
+        rows = json.loads(path.read_text())["arms"]
+        found = {arm: row["judge"]["to_full"] for arm, row in rows.items() if arm != "full"}
+        draw_differences(found, "the judge's reward", folder / "human.png")
+
+
 def main() -> None:
-    """Write known_truth_details.json, differences.png and curves.png."""
+    """Write known_truth_details.json, curves.png, differences.png, and pruning.png and human.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
@@ -94,8 +120,12 @@ def main() -> None:
     results = load_all(args.output, args.seeds, dict.fromkeys(names(FRACTIONS)))
     args.folder.mkdir(parents=True, exist_ok=True)
     write_json(args.folder / "known_truth_details.json", {arm: details(runs) for arm, runs in results.items()})
-    draw_differences(results, args.folder / "differences.png")
+    full = true_reward(results["full"], STEPS)
+    arms = [arm for arm in results if arm != "full"]
+    differences = {arm: paired(true_reward(results[arm], STEPS), full) for arm in arms}
+    draw_differences(differences, "true reward", args.folder / "differences.png")
     draw_curves(results, args.folder / "curves.png")
+    draw_others(args.folder)
 
 
 if __name__ == "__main__":

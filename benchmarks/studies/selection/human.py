@@ -5,7 +5,6 @@ python human.py --data hh_harmless.jsonl.gz --output OUT --summary FOLDER
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -106,9 +105,13 @@ def summarise(results: dict[str, dict[int, dict]], folder: Path) -> None:
             row = {"mean": mean_and_interval(list(of_seed.values())), "to_full": paired(of_seed, values["full"]),
                    "to_random": paired(of_seed, values[twin])}  # fmt: skip
             table.setdefault(arm, {})[figure] = row
+            found = [r["margin_and_length"]["spearman"] for r in results[arm].values() if r["margin_and_length"]]
+            if found:
+                table[arm]["margin_and_length"] = mean_and_interval(found)
             print(f"{figure:9}{arm:18}{show(row['mean'])}  to full {show(row['to_full'])}  "
                   f"to random {show(row['to_random'])}")  # fmt: skip
-    write_json(folder / "human.json", json.loads(json.dumps(table)))
+    before = mean_and_interval([r["judge_of_reference"] for r in results["full"].values()])
+    write_json(folder / "human.json", {"judge_of_reference": before, "arms": table})
 
 
 def main() -> None:

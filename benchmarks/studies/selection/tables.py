@@ -1,4 +1,4 @@
-"""Print the tables of experiment 1 in Markdown, from what known_truth.py and figures.py summed up.
+"""Print the tables of the experiments in Markdown, from what their scripts and figures.py summed up.
 
 python tables.py ../../../docs/results/selection
 """
@@ -16,25 +16,54 @@ def show(interval: dict[str, float], sign: str = "+", digits: int = 2) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def verdict(difference: dict[str, float]) -> str:
-    """Apply the study's rule to a difference of true reward."""
-    if difference["low"] > 0:
-        return "helps"
-    return "hurts" if difference["high"] < 0 else "no effect shown"
+def verdict(difference: dict[str, float], lower_is_better: bool = False) -> str:
+    """Apply the study's rule to a difference."""
+    if difference["low"] > 0 or difference["high"] < 0:
+        return "helps" if (difference["low"] > 0) != lower_is_better else "hurts"
+    return "no effect shown"
 
 
-def main() -> None:
-    """Print what each arm ended with, what it kept, and its course."""
-    folder = Path(sys.argv[1])
+def differences(arm: str, to_full: dict, to_random: dict, digits: int, lower_is_better: bool = False) -> list[str]:
+    """Return the cells of an arm's differences to all rows and to random, empty where they are to itself."""
+    cells = []
+    for difference, itself in ((to_full, arm == "full"), (to_random, arm == "full" or arm.startswith("random"))):
+        cells += ["", ""] if itself else [show(difference, digits=digits), verdict(difference, lower_is_better)]
+    return cells
+
+
+def print_pruning(folder: Path) -> None:
+    """Print the test losses of experiment 2."""
+    print("\n| arm | test loss | minus all rows | | minus random | | mean length, tokens |")
+    print("|---|---|---|---|---|---|---|")
+    for arm, row in json.loads((folder / "pruning.json").read_text()).items():
+        cells = [f"`{arm}`", show(row["loss"], "", 4), *differences(arm, row["to_full"], row["to_random"], 4, True)]
+        print("|", " | ".join([*cells, f"{row['length']['mean']:.0f}"]), "|")
+
+
+def print_human(folder: Path) -> None:
+    """Print the judge's rewards and the held-out accuracies of experiment 3."""
+    found = json.loads((folder / "human.json").read_text())
+    print(f"\nThe judge's reward before DPO: {show(found['judge_of_reference'], '')}")
+    print("\n| arm | judge's reward | minus all pairs | | minus random | | held-out accuracy | minus random "
+          "| margin and length |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for arm, row in found["arms"].items():
+        judge, accuracy = row["judge"], row["accuracy"]
+        cells = [f"`{arm}`", show(judge["mean"], ""), *differences(arm, judge["to_full"], judge["to_random"], 2)]
+        cells += [show(accuracy["mean"], "", 3), "" if cells[-1] == "" else show(accuracy["to_random"], digits=3)]
+        cells.append(show(row["margin_and_length"]) if "margin_and_length" in row else "")
+        print("|", " | ".join(cells), "|")
+
+
+def print_known_truth(folder: Path) -> None:
+    """Print what each arm of experiment 1 ended with, what it kept, and its course."""
     summary = json.loads((folder / "known_truth.json").read_text())
     details = json.loads((folder / "known_truth_details.json").read_text())
     print("| arm | pairs | true reward | minus all pairs | | minus random | | held-out agreement |")
     print("|---|---|---|---|---|---|---|---|")
     for arm, row in summary.items():
         cells = [f"`{arm}`", str(details[arm]["kept"]), show(row["true"], "")]
-        for name in ("to_full", "to_random"):
-            itself = arm == "full" or (name == "to_random" and arm.startswith("random"))
-            cells += ["", ""] if itself else [show(row[name]), verdict(row[name])]
+        cells += differences(arm, row["to_full"], row["to_random"], 2)
         print("|", " | ".join([*cells, show(row["held_out_accuracy"], "", 3)]), "|")
     print("\n| arm | plain | exchanged | junk | copies | true margin | entropy, of random | margin and length |")
     print("|---|---|---|---|---|---|---|---|")
@@ -54,6 +83,18 @@ def main() -> None:
         cells.append(", ".join("-" if step is None else str(step) for step in summary[arm]["steps_to_full"]))
         cells += [f"{end['kl']['mean']:.1f}", f"{end['proxy']['mean']:.2f}", f"{end['repeated']['mean']:.0%}"]
         print("|", " | ".join(cells), "|")
+
+
+def main() -> None:
+    """Print the tables of the experiments that are summed up."""
+    folder = Path(sys.argv[1])
+    for name, print_tables in (
+        ("known_truth", print_known_truth),
+        ("pruning", print_pruning),
+        ("human", print_human),
+    ):
+        if (folder / f"{name}.json").exists():
+            print_tables(folder)
 
 
 if __name__ == "__main__":
