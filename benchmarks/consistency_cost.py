@@ -1,7 +1,7 @@
 """What WorkerConsistencyCallback costs: SFT steps of TRL's trainer on two processes, with and without it.
 
     python benchmarks/consistency_cost.py                        # DDP, two CPU processes
-    python benchmarks/consistency_cost.py --backend fsdp2        # projections, since gradients are sharded
+    python benchmarks/consistency_cost.py --backend fsdp2        # hooks on the parameters, for `.grad` is sharded
     python benchmarks/consistency_cost.py --backend fsdp2 --profile "every step" --rounds 20      # where it goes
     python benchmarks/consistency_cost.py --config_file accelerate_configs/multi_gpu.yaml --device cuda
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,94 +9,11 @@ import torch
 from helpers import make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
 from hf_gradkit.callbacks.shard_check import ShardCheck, row_hashes
-from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples
-from hf_gradkit.data.tiny import tiny_llama
-from hf_gradkit.gradients.errors import GradientRecordError
-from hf_gradkit.gradients.workers import (
-    ChangeWithin,
-    GradientSketch,
-    NoiseWithin,
-    dispersion,
-    mean_cosine,
-    pairwise_cosines,
-)
 from launch import launch
 
 WORKER = Path(__file__).parent / "workers" / "consistency_cases.py"
 
-# ---- maths ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_mean_cosine_follows_from_norms():
-    torch.manual_seed(0)
-    gradients = torch.randn(5, 40, dtype=torch.float64) + 0.3
-    norms = gradients.norm(dim=1)
-    products = gradients @ gradients.T
-    off = ~torch.eye(5, dtype=torch.bool)
-    expected = products[off].sum() / torch.outer(norms, norms)[off].sum()
-    assert mean_cosine(norms, gradients.mean(0).norm()) == pytest.approx(expected.item(), abs=1e-12)
-
-
-def test_the_healthy_cosine_is_that_of_simulated_workers():
-    """Workers whose gradients are means of 8 noisy examples: tr S = 60 * 4, |G|^2 = 9."""
-    torch.manual_seed(0)
-    noise, cosines = NoiseWithin(2000, recent=2000), []
-    mean = torch.zeros(60, dtype=torch.float64)
-    mean[0] = 3.0
-    for _ in range(2000):
-        examples = mean + 2.0 * torch.randn(2, 8, 60, dtype=torch.float64)
-        workers = examples.mean(1)
-        single, whole = examples.square().sum(2).mean().item(), workers.square().sum(1).mean().item()
-        noise.update(single, 1.0, whole, 8.0, (workers[0] @ workers[1]).item())
-        cosines.append(torch.cosine_similarity(workers[0], workers[1], dim=0).item())
-    assert noise.noise_scale == pytest.approx(240 / 9, rel=0.1)
-    assert noise.expected_cosine(8.0) == pytest.approx(sum(cosines) / len(cosines), rel=0.1)
-    assert noise.ratio == pytest.approx(1.0, abs=0.1)
-    assert NoiseWithin(5).expected_cosine(8.0) is None
-    assert NoiseWithin(5).ratio is None
-
-
-def test_the_healthy_cosine_is_that_of_the_last_steps():
-    """8 steps count: |G|^2 = 4 and tr S = 8 at first, 16 from then on."""
-    noise = NoiseWithin(100)
-    noise.update(small=4.0, of_small=8.0, large=4.0, of_large=8.0, products=1.0)  # the same size: nothing is known
-    assert noise.noise_scale is None
-    for trace, steps in ((8.0, 20), (16.0, 8)):
-        for _ in range(steps):
-            noise.update(4 + trace, 1.0, 4 + trace / 8, 8.0, products=4.0)
-        assert noise.noise_scale == pytest.approx(trace / 4)
-        assert noise.expected_cosine(8.0) == pytest.approx(8 / (8 + trace / 4))
-    assert noise.ratio == pytest.approx(1.0)
-
-
-def test_dispersion_is_around_the_workers_own_mean():
-    assert dispersion(torch.tensor([1.0, 3.0])) == 1.0
-
-
-def test_the_healthy_dispersion_knows_no_constant_difference():
-    torch.manual_seed(0)
-    healthy, shifted = ChangeWithin(400), ChangeWithin(400)
-    for step in range(400):
-        losses = 3.0 - 0.005 * step + torch.randn(4, dtype=torch.float64) * 0.1
-        healthy.update(losses)
-        shifted.update(losses + torch.tensor([1.0, 0, 0, 0]))
-    assert healthy.expected == pytest.approx(0.1 * (3 / 4) ** 0.5, rel=0.1)
-    assert healthy.ratio == pytest.approx(1.0, abs=0.1)
-    assert healthy.offset()[1] < 5
-    assert shifted.expected == pytest.approx(healthy.expected, rel=1e-6)
-    assert shifted.ratio > 4
-    worker, errors = shifted.offset()
-    assert worker == 0
-    assert errors > 50
-
-
-def test_a_sketch_is_unbiased():
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 30, 17)
-    found = torch.stack([GradientSketch(64, seed)("w", a) @ GradientSketch(64, seed)("w", b) for seed in range(400)])
-    assert abs(found.mean() - (a * b).sum()) < 4 * found.std() / 20
-    sketch = GradientSketch(4096)
-    assert pairwise_cosines(torch.stack([sketch("w", a), sketch("w", a)])) == pytest.approx(torch.ones(2, 2).numpy())
+# ---- what the workers were given ------------------------------------------------------------------------------------
 
 
 def test_hashes_are_of_tokens_and_not_of_padding():
@@ -242,7 +158,7 @@ def test_where_figures_go(folder):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("backend", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("backend", ["fsdp2", "zero1", "zero2", "zero3"])
 def test_sharded_parameters(backend, folder, tmp_path):
     """The same run with hooks on the parameters: losses and norms exactly, directions within the sketch's error."""
     cases = [case for case in CASES if case["name"] in ("watched", "accumulated", "same", "mismatch")]
@@ -257,10 +173,10 @@ def test_sharded_parameters(backend, folder, tmp_path):
     directions = [sum(line["consistency/direction"] for line in run) / 20 for run in (found, expected)]
     assert directions[0] == pytest.approx(directions[1], abs=0.1)
     assert result(tmp_path, "watched")["warnings"] == []
-    # Over micro-batches the norm is the sketch's; what is expected comes from the norm of the first, which is exact.
+    # Over micro-batches norms are the sketch's.
     found, expected = lines(tmp_path, "accumulated"), lines(folder, "accumulated")
     norms = torch.tensor([line["norms"] for line in found]) / torch.tensor([line["norms"] for line in expected])
-    assert (norms - 1).abs().max() < 0.35
+    assert (norms - 1).abs().max() < 0.25
     assert norms.mean() == pytest.approx(1.0, abs=0.1)
     assert found[-1]["consistency/direction_ratio"] == pytest.approx(1.0, abs=0.35)
     assert "the same batches" in result(tmp_path, "same")["warnings"][0]
@@ -284,29 +200,3 @@ def test_one_process_has_nobody_to_compare_with(tokenizer, tmp_path, caplog):
 def test_bad_options(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
         WorkerConsistencyCallback(**{name: value})
-
-
-def test_a_gradient_that_did_not_show_is_named(tokenizer):
-    model = tiny_llama(tokenizer, hidden_size=32)
-    source = OwnGradients(model, 16, pairs=False)
-    source.begin(SimpleNamespace(gradient_accumulation_steps=2))
-    with pytest.raises(GradientRecordError, match="gradient of every parameter did not show"):
-        source.micro_batch(1, last=False)
-    model.model.norm.weight.grad = torch.ones(32)
-    with pytest.raises(GradientRecordError, match=r"gradient of 'model.norm.weight' did not show"):
-        source.micro_batch(1, last=False)
-    source.close()
-
-
-def test_what_cannot_be_recorded_by_example_is_named_once(tokenizer, caplog):
-    model = tiny_llama(tokenizer, hidden_size=32)
-    model.register_parameter("extra", torch.nn.Parameter(torch.zeros(2, 3)))
-    examples = SingleExamples(model, pairs=False)
-    for _ in range(2 * NOISE_STEPS):
-        examples.begin()
-        ids = torch.arange(4, 12).view(2, 4)
-        model(input_ids=ids, labels=ids).loss.backward()
-        assert examples.mean_square() != examples.mean_square()  # NaN: unknown
-        examples.close()
-    (record,) = caplog.records
-    assert "'extra' cannot be recorded by example" in record.getMessage()

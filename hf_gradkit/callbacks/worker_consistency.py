@@ -1,6 +1,7 @@
 """WorkerConsistencyCallback: whether data-parallel workers train on the same thing, before averaging hides it."""
 
 import logging
+import math
 from collections import deque
 from typing import Any
 
@@ -48,8 +49,8 @@ class WorkerConsistencyCallback(TrainerCallback):
     Gradients are read in DDP's communication hook, which leaves the reduction as it is: norms exactly, the mean cosine
     exactly from norms, cosines of single pairs of workers from a sketch (in the file). Where a hook is registered
     already, without `trainer`, and under FSDP2 and DeepSpeed they are read by hooks on the parameters, as the backward
-    pass has them: norms exactly (from the sketch over several micro-batches), cosines from the sketch. One warning
-    says what seems wrong, and its likely cause.
+    pass has them: norms exactly (with several micro-batches a step from the sketch), cosines from the sketch. One
+    warning says what seems wrong, and its likely cause.
 
     Args:
         monitor_steps: watch every so many optimizer steps; the examples of all steps are compared.
@@ -93,7 +94,7 @@ class WorkerConsistencyCallback(TrainerCallback):
             raise ValueError("`fp16` scales the loss, and with it the gradients' norms. Use bf16 with the monitor.")
         if self._pairs is None:
             self._pairs = has_pairs(self._trainer)
-        self._source = self._find_source(model)
+        self._source = self._find_source(args, model)
         self._inputs = WorkerInputs(model, self._trainer, self._pairs)
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
@@ -103,7 +104,7 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._directions: deque[tuple[float, float | None]] = deque(maxlen=self.window)
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
 
-    def _find_source(self, model: Any) -> HookedGradients | OwnGradients:
+    def _find_source(self, args: Any, model: Any) -> HookedGradients | OwnGradients:
         wrapped = getattr(self._trainer, "model_wrapped", None)
         if isinstance(wrapped, DistributedDataParallel):
             if isinstance(self._source, HookedGradients) and self._source.of(wrapped):
@@ -112,6 +113,12 @@ class WorkerConsistencyCallback(TrainerCallback):
                 return HookedGradients(wrapped, self.probes, self._pairs)
             except RuntimeError:  # DDP takes one hook, and somebody else's is there
                 logger.info("DDP has a communication hook already: workers' gradients are read on the parameters.")
+        if getattr(args, "gradient_balancing", None) == "pair":
+            raise ValueError(
+                "gradient_balancing='pair' runs a backward pass of its own, which WorkerConsistencyCallback can only "
+                "tell from the one that trains in DDP's communication hook. Leave out the hook of your own, or the "
+                "callback."
+            )
         return OwnGradients(model, self.probes, self._pairs)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -232,6 +239,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         return _with_expected("loss_dispersion", dispersion(losses), self._losses.expected, self._losses.ratio)
 
     def _of_norms(self, norms: Tensor) -> dict[str, float]:
+        if not norms.isfinite().all():
+            return {}
         self._norms.update(norms)
         return _with_expected("grad_norm_dispersion", dispersion(norms), self._norms.expected, self._norms.ratio)
 
@@ -242,6 +251,8 @@ class WorkerConsistencyCallback(TrainerCallback):
             weights = torch.outer(squares.sqrt(), squares.sqrt())
             off = ~torch.eye(len(cosines), dtype=torch.bool)
             direction = float((weights * cosines)[off].sum() / weights[off].sum())
+        if not math.isfinite(direction):  # no gradient, or no number, on some worker
+            return {}
         if small.isfinite().all():
             norms = squares.sqrt()
             n = len(norms)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .._text import listing
@@ -29,11 +30,11 @@ class WorkerGradient:
 
     Attributes:
         square: |g_k|^2.
-        sketch: projection of g_k. (k,)
+        sketch: of g_k. (k,)
         small: mean squared norm of the gradients of smaller batches within this worker, or NaN where unknown.
         of_small: examples in such a batch.
         examples: of this worker in the step.
-        mean_square: |gbar|^2 of the averaged gradient, or NaN where only projections tell.
+        mean_square: |gbar|^2 of the averaged gradient, or NaN where only sketches tell.
     """
 
     square: float
@@ -70,18 +71,20 @@ class SingleExamples:
         """Return the mean squared norm of an example's gradient in the backward pass that was, or NaN."""
         if self._recorder is None:
             return float("nan")
-        if self._recorder.uncovered:
+        try:
+            if self._recorder.uncovered:
+                raise GradientRecordError(f"{listing(self._recorder.uncovered)} cannot be recorded by example.")
+            squares = self._recorder.norms().square()
+            if self._pairs:
+                squares = squares.view(2, -1).sum(0) + 2 * self._recorder.pair_products()
+        except GradientRecordError as error:
             if not self._warned:
                 logger.warning(
-                    f"The gradients of {listing(self._recorder.uncovered)} cannot be recorded by example, so what the "
-                    "workers' direction should be stays unknown. Accumulate gradients over two micro-batches or more "
-                    "to have it from these."
+                    f"How far the workers' gradients should agree in direction is unknown in this step. {error} With "
+                    "two micro-batches a step or more it is taken from these."
                 )
             self._warned = True
             return float("nan")
-        squares = self._recorder.norms().square()
-        if self._pairs:
-            squares = squares.view(2, -1).sum(0) + 2 * self._recorder.pair_products()
         return float(squares.mean())
 
     def close(self) -> None:
@@ -118,6 +121,7 @@ class HookedGradients:
 
     def begin(self, args: Any) -> None:
         """Watch one optimizer step."""
+        self.close()  # a step that never came to its end
         self.on = True
         self._parts: list[Tensor] = []
         self._squares: list[Tensor] = []
@@ -142,7 +146,7 @@ class HookedGradients:
         return WorkerGradient(
             square=float(torch.stack(self._squares).sum()),
             sketch=torch.stack(self._parts).sum(0),
-            small=self._small * (sum(self._rows) / self._of_small) ** 2,
+            small=_of_step(self._small, self._of_small, sum(self._rows)),
             of_small=self._of_small,
             examples=sum(self._rows),
             mean_square=float(torch.stack(self._means).sum()),
@@ -182,8 +186,9 @@ def _hook(state: HookedGradients, bucket: GradBucket) -> torch.futures.Future[Te
 class OwnGradients:
     """Reads the parameters' gradients as the backward pass has them: for FSDP2 and ZeRO, which shard `.grad`.
 
-    Noise comes from the micro-batches where there are several, and else from the norms of single examples. With
-    several, the norm of their sum is the sketch's, since nowhere is the sum in one piece.
+    Noise comes from the first micro-batch where there are several, and else from the norms of single examples. With
+    several the squared norms are the sketch's: backward passes are seen one by one, and of their sum only the sketch
+    is kept. The first micro-batch's is then taken from the sketch as well, so that both are off by the same.
 
     Args:
         model: as callbacks get it.
@@ -201,37 +206,40 @@ class OwnGradients:
 
     def begin(self, args: Any) -> None:
         """Watch one optimizer step."""
+        self.close()  # a step that never came to its end
         self._rows: list[int] = []
-        self._squares: list[float] = []  # of each micro-batch
-        self._sketches: list[Tensor] = []
+        self._seen: list[str] = []
+        self._squares: list[Tensor] = []  # of the parameters
+        self._sketches: list[Tensor] = []  # of the micro-batches
+        self._now: Tensor | None = None  # of the micro-batch that is under way
         self._small = float("nan")
-        self._forget()
         if args.gradient_accumulation_steps == 1:
             self._examples.begin()
         self._stack.enter_context(own_gradients(self._model, self._see))
 
     def micro_batch(self, rows: int, last: bool) -> None:
         """Take in a micro-batch whose backward pass is done, of `rows` examples."""
-        self._check()
-        sketch = torch.stack(self._parts).sum(0)
-        whole = len(self._names) == len(set(self._names))
-        self._squares.append(float(torch.stack(self._norms).square().sum() if whole else sketch.square().sum()))
-        self._sketches.append(sketch)
+        if last:
+            self._check()
+        if self._now is not None:
+            self._sketches.append(self._now)
         self._rows.append(rows)
+        self._now = None
         if last and len(self._rows) == 1:
             self._small = self._examples.mean_square()
-        self._forget()
 
     def end(self) -> WorkerGradient:
         """Return what was seen, once the step is done."""
         self.close()
-        total, rows, several = torch.stack(self._sketches).sum(0), sum(self._rows), len(self._rows) > 1
-        of_small = self._rows[0] if several else 1.0
-        small = self._squares[0] if several else self._small
+        total, rows = torch.stack(self._sketches).sum(0), sum(self._rows)
+        exact = len(self._rows) == 1 and len(self._seen) == len(set(self._seen))
+        several = len(self._rows) > 1
+        of_small = float(self._rows[0]) if several else 1.0
+        small = float(self._sketches[0].square().sum()) if several else self._small
         return WorkerGradient(
-            square=float(total.square().sum()) if several else self._squares[0],
+            square=float(torch.stack(self._squares).sum() if exact else total.square().sum()),
             sketch=total,
-            small=small * (rows / of_small) ** 2,
+            small=_of_step(small, of_small, rows),
             of_small=of_small,
             examples=rows,
             mean_square=float("nan"),
@@ -243,25 +251,30 @@ class OwnGradients:
         self._examples.close()
 
     def _check(self) -> None:
-        """Raise if a parameter got a gradient that was not seen; DeepSpeed's have none at this point."""
-        got = {name for name, parameter in self._model.named_parameters() if parameter.grad is not None}
-        unseen = sorted(got - set(self._names))
-        if unseen or not self._names:
+        """Raise if a parameter got a gradient that was not seen."""
+        sharded = {
+            name: parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad and isinstance(parameter, DTensor)  # where hooks must find another parameter
+        }
+        unseen = sorted(name for name in sharded.keys() - set(self._seen) if sharded[name].grad is not None)
+        if unseen or not self._seen:
             raise GradientRecordError(
                 f"The gradient of {listing(unseen) if unseen else 'every parameter'} did not show in the backward "
                 "pass, so WorkerConsistencyCallback cannot compare the workers. Train without torch.compile "
                 "(torch_compile=False) and without tensor parallelism, or leave it out."
             )
 
-    def _forget(self) -> None:
-        self._names: list[str] = []
-        self._norms: list[Tensor] = []
-        self._parts: list[Tensor] = []
-
     def _see(self, name: str, gradient: Tensor) -> None:
-        self._names.append(name)
-        self._norms.append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
-        self._parts.append(self._sketch(name, gradient))
+        self._seen.append(name)
+        self._squares.append(_square([gradient]))
+        part = self._sketch(name, gradient)
+        self._now = part if self._now is None else self._now + part
+
+
+def _of_step(small: float, of_small: float, rows: int) -> float:
+    """Return a squared norm of `of_small` examples' part of a mean over `rows`, as if it were a mean of its own."""
+    return small * (rows / of_small) ** 2 if of_small else float("nan")
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

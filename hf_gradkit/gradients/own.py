@@ -65,7 +65,7 @@ class _Hooks:
         if head is not None:
             known = {id(parameter): name for name, parameter in self._model.named_parameters()}
             names = {side: known.get(id(parameter)) for side, parameter in head._parameters.items()}
-            self._stack.enter_context(_compat.fused_head(partial(self._showing_head, names)))
+            self._stack.enter_context(_compat.fused_head(partial(self._showing_head, head, names)))
 
     def _on(self, prefix: str, module: nn.Module) -> None:
         for own, parameter in module._parameters.items():
@@ -80,10 +80,11 @@ class _Hooks:
             self._hooked[id(parameter)] = parameter
             self._stack.callback(handle.remove)
 
-    def _showing_head(self, names: dict[str, str | None], original: Any) -> Any:
+    def _showing_head(self, head: nn.Module, names: dict[str, str | None], original: Any) -> Any:
         """Return TRL's fused head, with hooks on what it is given.
 
         Args:
+            head: of this model; another one's weights pass by.
             names: of the head's weight and bias, where they have one.
             original: what TRL applies.
         """
@@ -92,7 +93,8 @@ class _Hooks:
             @staticmethod
             def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
                 for side, given in (("weight", weight), ("bias", bias)):
-                    if given is not None and names.get(side):
+                    ours = given is not None and (given is head._parameters.get(side) or not given.is_leaf)
+                    if ours and names.get(side):
                         self._put(names[side], given)
                 return original.apply(hidden, weight, bias, *rest)
 

@@ -150,7 +150,7 @@ class GradientSketch:
 
     Entry (r, c) of a matrix has the sign s_r t_c and counts into sum r m + c mod k: a tensor sketch, whose signs take
     o + i bytes and not o i, with m near the golden section of k to spread short rows. Inner products of two sketches
-    are unbiased estimates of the gradients', with an error of about (2 / k)^(1/2) of the product of the norms.
+    are unbiased estimates of the gradients', with an error of k^(-1/2) to (2 / k)^(1/2) of the product of the norms.
 
     Args:
         size: k.
@@ -165,6 +165,8 @@ class GradientSketch:
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """Return a parameter's part; the parts of all parameters add up. (...) -> (k,) float32"""
         gradient = gradient.detach()
+        if not gradient.numel():
+            return gradient.new_zeros(self.size, dtype=torch.float32)
         matrix = gradient.flatten(1) if gradient.dim() > 1 else gradient.reshape(1, -1)
         rows, columns = matrix.shape
         s, t = self._draw(name, "rows", rows, matrix), self._draw(name, "columns", columns, matrix)
