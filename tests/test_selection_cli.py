@@ -180,6 +180,23 @@ def test_a_selector_of_the_users_own(config, rows, capsys):
     assert "has no option 'most'" in capsys.readouterr().err
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaysNothing(FewestWords):
+    """Cannot say anything of the first and the third row."""
+
+    def assess(self, dataset, work):
+        found = super().assess(dataset, work)
+        found.columns["score"][[0, 2]] = np.nan
+        found.ruled_out["too short"] = np.arange(len(dataset)) == 0
+        return found
+
+
+def test_a_score_that_is_no_number_names_its_row(config, capsys):
+    assert select.main(config(by="test_selection_cli:SaysNothing", selector_kwargs={})) == 2
+    assert "The `score` of rows [2] of the data is not a finite number" in capsys.readouterr().err
+    assert not Path("out/selection.json").exists()
+
+
 def test_the_page(config, rows, tmp_path):
     result = library(rows, tmp_path, quality=quality)
     page = render(result.report, result.scores)

@@ -1,5 +1,6 @@
 """Margins, qualities and embedders, each against a slow, plain computation with the real model."""
 
+import importlib
 import math
 import sys
 
@@ -103,6 +104,19 @@ def test_a_functions_values_are_kept(work):
     evaluate(lambda rows: [1.0] * len(rows), "quality", dataset, work)
     evaluate(length_of_prompt, "quality", dataset.select(range(9)), work)
     assert len(list(work.folder.iterdir())) == 3
+
+
+def test_a_changed_file_is_another_function(work, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = pair_dataset(20, "prompt")
+    for factor in (1, 1, 3):
+        (tmp_path / "my_scores.py").write_text(
+            f"FACTOR = {factor}  {'#' * factor}\n\ndef score(rows):\n    return [FACTOR] * len(rows)\n"
+        )
+        sys.modules.pop("my_scores", None)
+        importlib.invalidate_caches()
+        function = importlib.import_module("my_scores").score
+        assert evaluate(function, "quality", dataset, work).tolist() == [factor] * 20
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class WorkerConsistencyCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self._stop()
-        self._idle = args.world_size == 1
+        self._idle, self._is_main = args.world_size == 1, state.is_world_process_zero
         if self._idle:
             logger.warning("One process trains alone, so WorkerConsistencyCallback has no workers to compare.")
             return
@@ -157,7 +157,8 @@ class WorkerConsistencyCallback(TrainerCallback):
             self._report(state.global_step)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self._idle or self._rows is None or control.should_training_stop:
+        ended_early = abs(state.epoch - round(state.epoch)) > 1e-6
+        if self._idle or self._rows is None or ended_early:
             return
         finding = self._shards.finding()  # before the last rows, which are filled up
         self._bring_together(self._given)
@@ -282,7 +283,7 @@ class WorkerConsistencyCallback(TrainerCallback):
             )
 
     def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned and not self._warned & {"shards", "same"}:
+        if self._is_main and kind not in self._warned and not self._warned & {"shards", "same"}:
             logger.warning(f"Data-parallel workers disagree (consistency/* in the logs). {message}")
         self._warned.add(kind)
 

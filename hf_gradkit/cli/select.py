@@ -137,7 +137,7 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
         raise ValueError(
             f"`output_dir` {str(output)!r} holds another selection: {found['kept']} of {found['rows']} rows by "
             f"{found['by']!r}, with other options or of other data. Choose another folder, or replace it with "
-            "--overwrite true. What was scored is used again in both cases where it is the same."
+            "--overwrite true, which uses again what was scored in this one."
         )
 
 

@@ -125,14 +125,16 @@ class Selector(ABC):
 
         Raises:
             ValueError: if the data is streamed or empty, columns are missing, more rows are asked for than there are,
-                a component says nothing or something that it must not say, or rules leave too few rows.
-            NonFiniteScoreError: for a score that is not finite, naming rows.
+                a component says nothing or something that it must not say, a score is not finite, or rules leave
+                too few rows.
+            NonFiniteScoreError: for a score of a model that is not finite, naming rows.
         """
         check_dataset(dataset)
         size = size_of(self.fraction, self.count, len(dataset))
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
         found = self.assess(dataset, work)
+        _check_finite(found)
         found.columns |= lengths(dataset)
         kept, further = on_main(lambda: self.choose(found, size))
         found.columns |= further
@@ -212,6 +214,18 @@ def check_choice(name: str, value: Any, known: tuple) -> None:
     """Raise `ValueError` for an option that is none of the known values."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Known values: {listing(known)}.")
+
+
+def _check_finite(found: Assessment) -> None:
+    """Raise `ValueError` for rows whose score says nothing, unless a rule takes them out."""
+    unknown = ~np.isfinite(found.columns["score"])
+    if found.allowed is not None:
+        unknown &= found.allowed
+    if unknown.any():
+        raise ValueError(
+            f"The `score` of rows {np.flatnonzero(unknown)[:10].tolist()} of the data is not a finite number. Look at "
+            "these rows, or rule them out (`ruled_out`)."
+        )
 
 
 def _scores(found: Assessment, kept: np.ndarray, drawn: np.ndarray, rows: int) -> Dataset:

@@ -5,6 +5,7 @@ told the whole data set, so that what has a model goes through each prompt once.
 """
 
 import dataclasses
+import inspect
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -148,13 +149,24 @@ def _call(function: Callable, role: str, dataset: Dataset, work: Work) -> np.nda
 
 def _hash(function: Callable, role: str) -> str:
     try:
-        return Hasher.hash(function)
+        return fingerprints.digest(Hasher.hash(function), _module_source(function))
     except Exception as error:  # whatever pickling runs into, in objects of the user's own
         logger.warning(
             f"`{role}` is {describe(function)}, which cannot be told from other functions ({error}), so its values "
             "are not kept for a later run."
         )
         return fingerprints.digest(id(function), str(np.random.default_rng().integers(2**62)))
+
+
+def _module_source(function: Callable) -> str:
+    """Return the file that an imported function or class is in, which pickling keeps by name alone."""
+    module = inspect.getmodule(function if inspect.isroutine(function) else type(function))
+    if module is None or module.__name__ == "__main__":  # there it is pickled with all that it uses
+        return ""
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError):  # compiled
+        return ""
 
 
 class _FunctionScorer:

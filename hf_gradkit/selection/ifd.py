@@ -47,7 +47,7 @@ class IFD(Selector):
 
     def __post_init__(self):
         super().__post_init__()
-        check_model(self.model, "by", "ifd")
+        check_model(self.model, "by", "ifd", remedy='selector_kwargs {"model": "..."}')
         SFTFormat(max_length=self.max_length)
         if self.drop_above is not None and not self.drop_above > 0:
             raise ValueError(f"`drop_above` must be above 0, but it is {self.drop_above!r}.")

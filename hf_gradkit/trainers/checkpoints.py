@@ -103,7 +103,7 @@ def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """Return the latest whole checkpoint, or None, and warn of later ones that had to be passed over."""
     found, passed_over = last_whole_checkpoint(output_dir)
     if passed_over:
-        instead = f"The run goes on from {found}" if found else "No other one is there, so the run starts anew"
+        instead = f"The run goes on from {found}" if found else "No other one is there"
         logger.warning(f"{' '.join(passed_over)} {instead}.")
     return found
 
