@@ -5,6 +5,7 @@ python human.py --data hh_harmless.jsonl.gz --output OUT --summary FOLDER
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import torch
@@ -49,24 +50,36 @@ def make_judge(data: Path, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def judged(policy: Path, judge: Path, prompts: list[str]) -> float:
-    """Return the judge's mean reward of what a policy writes, with the same random numbers for all policies."""
-    tokenizer = AutoTokenizer.from_pretrained(judge)
+def write_answers(policy: Path, prompts: list[str]) -> list[list[int]]:
+    """Return what a policy writes to each prompt, as tokens, with the same random numbers for all policies."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
     tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(policy).eval()
-    scorer = AutoModelForSequenceClassification.from_pretrained(judge).eval()
-    total = 0.0
+    found = []
     torch.manual_seed(12345)
     for begin in range(0, len(prompts), 50):
-        part = prompts[begin : begin + 50]
-        batch = tokenizer(part, return_tensors="pt", padding=True)
+        batch = tokenizer(prompts[begin : begin + 50], return_tensors="pt", padding=True)
         batch.pop("token_type_ids", None)
         ids = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-        answers = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for prompt, answer in zip(part, answers, strict=True):
-            text = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")["input_ids"]
-            total += float(scorer(input_ids=text[:, -LONGEST:], use_cache=False).logits[0, 0])
-    return total / len(prompts)
+        found += ids[:, batch["input_ids"].shape[1] :].tolist()
+    return found
+
+
+@torch.no_grad()
+def rewards(judge: Path, prompts: list[str], answers: list[list[int]]) -> list[float]:
+    """Return the judge's reward of each answer."""
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    scorer = AutoModelForSequenceClassification.from_pretrained(judge).eval()
+    found = []
+    for prompt, answer in zip(prompts, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
+        text = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")["input_ids"]
+        found.append(float(scorer(input_ids=text[:, -LONGEST:], use_cache=False).logits[0, 0]))
+    return found
+
+
+def judged(policy: Path, judge: Path, prompts: list[str]) -> float:
+    """Return the judge's mean reward of what a policy writes."""
+    return statistics.fmean(rewards(judge, prompts, write_answers(policy, prompts)))
 
 
 def run(seed: int, arm: str, output: Path) -> dict:

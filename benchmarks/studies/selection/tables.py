@@ -33,7 +33,7 @@ def differences(arm: str, to_full: dict, to_random: dict, digits: int, lower_is_
 
 def print_pruning(folder: Path) -> None:
     """Print the test losses of experiment 2."""
-    print("\n| arm | test loss | minus all rows | | minus random | | mean length, tokens |")
+    print("\n| arm | test loss | minus all rows | | minus random | | mean answer, characters |")
     print("|---|---|---|---|---|---|---|")
     for arm, row in json.loads((folder / "pruning.json").read_text()).items():
         cells = [f"`{arm}`", show(row["loss"], "", 4), *differences(arm, row["to_full"], row["to_random"], 4, True)]
