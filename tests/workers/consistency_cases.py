@@ -19,14 +19,19 @@ from launch import report_world
 
 
 class OwnOrder(trl.SFTTrainer):
-    """Shuffles on each rank by itself: with the seeds that `seeds` gives the ranks."""
+    """Shuffles on each rank by itself: with the seeds that `seeds` gives the ranks, all rows or the first `half`."""
 
     seeds = (0, 0)
+    half = False
 
     def get_train_dataloader(self):
         generator = torch.Generator().manual_seed(self.seeds[PartialState().process_index])
         size = self.args.per_device_train_batch_size
-        return DataLoader(self.train_dataset, size, shuffle=True, generator=generator, collate_fn=self.data_collator)
+        shuffled = {"shuffle": True, "generator": generator}
+        if self.half:
+            rows = len(self.train_dataset)
+            shuffled = {"sampler": torch.randperm(rows, generator=generator)[: rows // 2].tolist()}
+        return DataLoader(self.train_dataset, size, collate_fn=self.data_collator, **shuffled)
 
 
 class OtherData(trl.SFTTrainer):
@@ -85,7 +90,7 @@ def run(case: dict, folder: Path, tokenizer) -> None:
         text_dataset(case.get("rows", 512)),
         **case["options"],
     )
-    trainer.seeds = case.get("seeds")
+    trainer.seeds, trainer.half = case.get("seeds"), case.get("half", False)
     result = {}
     if case.get("exact"):
         flat, loss = local_gradient(trainer)
