@@ -1,5 +1,6 @@
 """The arms that the two preference experiments share: what each keeps, and how the library is asked for it."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 def use(study: str) -> None:
     """Let the scripts of another study be imported."""
     sys.path.append(str(STUDIES / study))
+
+
+def reading_arguments(description: str) -> argparse.Namespace:
+    """Return the options of a script that reads the runs of an experiment: `output`, `seeds` and `folder`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--folder", type=Path, required=True)
+    return parser.parse_args()
 
 
 def names(fractions: list[float]) -> list[str]:

@@ -5,12 +5,11 @@ python figures.py --output OUT/known_truth --folder ../../../docs/results/select
 Reads the runs of experiment 1, and for the others what `--summary` has written to the folder.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from arms import ARMS, SEEDS, names, use
+from arms import ARMS, names, reading_arguments, use
 from known_truth import CHECKPOINTS, FRACTIONS, STEPS
 from matplotlib.figure import Figure
 
@@ -112,11 +111,7 @@ def draw_others(folder: Path) -> None:
 
 def main() -> None:
     """Write known_truth_details.json, curves.png, differences.png, and pruning.png and human.png."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--folder", type=Path, required=True)
-    args = parser.parse_args()
+    args = reading_arguments(__doc__)
     results = load_all(args.output, args.seeds, dict.fromkeys(names(FRACTIONS)))
     args.folder.mkdir(parents=True, exist_ok=True)
     write_json(args.folder / "known_truth_details.json", {arm: details(runs) for arm, runs in results.items()})

@@ -6,11 +6,10 @@ Lets the policies of some arms write again, with the random numbers of the study
 the same length: the answers of `random` say, in ten classes of length, what the judge gives an answer of that length.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from arms import SEEDS, use
+from arms import reading_arguments, use
 from human import PROMPTS, read_rows, rewards, write_answers
 from scipy.stats import spearmanr
 from transformers import AutoTokenizer
@@ -40,11 +39,7 @@ def at_the_same_length(lengths: np.ndarray, found: np.ndarray, of: np.ndarray, e
 
 def main() -> None:
     """Write human_lengths.json, and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--folder", type=Path, required=True)
-    args = parser.parse_args()
+    args = reading_arguments(__doc__)
     prompts = [row["prompt"] for row in read_rows(args.output / "data/held_out.jsonl")[:PROMPTS]]
     found: dict[str, dict[str, list[float]]] = {arm: {} for arm in ARMS}
     for seed in args.seeds:
