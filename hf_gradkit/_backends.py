@@ -1,8 +1,10 @@
 """Where what is ours is tested, and what two CPU processes need to be the backend that they were started as."""
 
+import atexit
 import functools
 import importlib.util
 import os
+import time
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -70,12 +72,30 @@ def prepare_cpu_backends() -> None:
     Call it before an accelerator is made. accelerate enables FSDP for accelerators only, and on a CPU runs DDP without
     a word; DeepSpeed would first compile a communication library, without which gloo does the work.
     """
+    outlive_gloo()
     if launched_as("FSDP"):
         _shard_on_cpu()
     if launched_as("DEEPSPEED") and importlib.util.find_spec("deepspeed") is not None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def outlive_gloo() -> None:
+    """Let this process, if it is one of several, end a quarter of a second after its last line.
+
+    gloo's threads may still be dropping the tensors of the last collective then, for which they need Python's lock.
+    One that asks for it while the interpreter goes down aborts the process, after all its work (seen with torch 2.13).
+    To destroy the process group waits for the threads only where nothing else holds it, and the device mesh of a
+    model that FSDP2 shards does.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit.unregister(_wait)
+        atexit.register(_wait)
+
+
+def _wait() -> None:
+    time.sleep(0.25)
 
 
 def launched_as(what: str) -> bool:

@@ -138,6 +138,9 @@ def report_world(trainer: Any = None) -> None:
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
+    from hf_gradkit._backends import outlive_gloo
+
+    outlive_gloo()  # a worker that is one of these tests' own ends as a command of ours does
     state = PartialState()
     # DeepSpeed and FSDP are known to the accelerator's state only.
     full = AcceleratorState() if AcceleratorState._shared_state else state

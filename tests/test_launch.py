@@ -43,6 +43,23 @@ print(f"gone {wrapped() is None}")
 """
 
 
+LEAVE = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from hf_gradkit._backends import prepare_cpu_backends
+
+prepare_cpu_backends()
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))  # holds the process group
+print("reduces", flush=True)
+sys.setswitchinterval(10)  # gloo's threads get Python's lock when the main thread waits, not before
+dist.all_reduce_coalesced([torch.ones(1) for _ in range(1000)])  # to drop so many takes a thread its time
+dist.destroy_process_group()
+"""
+
+
 @pytest.fixture
 def script(tmp_path):
     def write(text: str):
@@ -77,6 +94,13 @@ def test_sft_trainer_trains_as_one_world(script, tmp_path):
     assert launched.output.count("step 4") == 2
     # A reducer that outlives the process group can hang the process that drops it.
     assert launched.output.count("gone True") == 2
+
+
+def test_processes_end_after_gloo_s_threads(script):
+    """Without the wait, "terminate called without an active exception"."""
+    launched = launch(script(LEAVE))
+    assert launched.returncode == 0, launched.output
+    assert launched.output.count("reduces") == 2
 
 
 def test_fsdp_that_would_be_ddp_is_refused(script, tmp_path):

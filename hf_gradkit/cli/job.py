@@ -259,6 +259,6 @@ def end_run(trainer: Any) -> None:
 
 
 def release(trainer: Any) -> None:
-    """Let go of DDP and of what the trainer's accelerator holds; the process group stays."""
+    """Let go of DDP and of what the trainer's accelerator holds, so that the process group can end; see `end_run`."""
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()

@@ -19,6 +19,7 @@ from hf_gradkit.audit import audit_extraction, audit_membership, hold_out
 from hf_gradkit.audit.models import AuditedModel
 from hf_gradkit.callbacks.privacy_audit import PrivacyAuditCallback
 from hf_gradkit.cli.audit import main as audit_command
+from hf_gradkit.cli.job import release
 from hf_gradkit.data.synthetic_secrets import canary_rows
 from hf_gradkit.scoring import SFTFormat
 from hf_gradkit.scoring.processes import world
@@ -131,9 +132,8 @@ def main() -> None:
             trainer = watch(case, folder, processes=2)
     if REPORT in os.environ:
         report_world(trainer)
-    if trainer is not None:  # DDP goes before the process group; see hf_gradkit.cli.job.end_run
-        trainer.model_wrapped = trainer.model
-        trainer.accelerator.free_memory()
+    if trainer is not None:
+        release(trainer)
     rank = world().process_index
     (by_command,) = (case for case in cases if case.get("command"))
     (folder / f"command.rank{rank}.json").write_text(json.dumps(command(by_command, folder)))

@@ -20,6 +20,7 @@ import hf_gradkit
 from helpers import DEFAULTS, logs_without_timings, text_dataset
 from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.cli import score
+from hf_gradkit.cli.job import release
 from launch import report_world
 from pair_helpers import pairs
 
@@ -116,12 +117,6 @@ def score_pairs(folder: Path) -> None:
     )
     if before is not None:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = before
-
-
-def release(trainer: Any) -> None:
-    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from helpers import make_rows, make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
 from hf_gradkit._backends import prepare_cpu_backends
+from hf_gradkit.cli.job import release
 from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 
@@ -131,12 +132,6 @@ def main() -> None:
         trainer = run(case, folder, tokenizer)
     report_world(trainer)
     release(trainer)
-
-
-def release(trainer) -> None:
-    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
 
 
 if __name__ == "__main__":

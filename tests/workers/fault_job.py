@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 
 from transformers import TrainerCallback
 
@@ -42,6 +43,11 @@ class Faults(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
         if FAULT["kind"] == "signal" and self.rank == 0:
             os.kill(os.getppid(), FAULT["number"])
+            for _ in range(600):  # until the launcher has passed it on; Ctrl-C ends the wait by itself
+                if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                    return
+                time.sleep(0.05)
+            raise AssertionError(f"signal {FAULT['number']} did not come back within 30 s")
 
 
 class FaultyTrainer(SFTTrainer):

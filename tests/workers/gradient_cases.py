@@ -11,6 +11,7 @@ import hf_gradkit
 from helpers import logs_without_timings
 from hf_gradkit import EntanglementCallback
 from hf_gradkit._backends import prepare_cpu_backends
+from hf_gradkit.cli.job import release
 from launch import report_world
 from pair_helpers import dpo, pairs
 
@@ -53,12 +54,6 @@ def main() -> None:
             (folder / f"{case['name']}.json").write_text(json.dumps(logs_without_timings(trainer)))
     report_world(trainer)
     release(trainer)
-
-
-def release(trainer) -> None:
-    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ def main() -> None:
             torch.save(seen, f"{folder}/seen-{kind}.pt")
             torch.save(trainer.grads, f"{folder}/grads-{kind}.pt")
     report_world(trainer)
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

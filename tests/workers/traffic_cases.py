@@ -11,6 +11,7 @@ import trl
 import hf_gradkit
 from helpers import make_rows, make_trainer, text_dataset
 from hf_gradkit import EntanglementCallback, WorkerConsistencyCallback
+from hf_gradkit.cli.job import release
 from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 from pair_helpers import OURS, dpo, pairs
@@ -74,12 +75,6 @@ def main() -> None:
     if dist.get_rank() == 0:
         (folder / "traffic.json").write_text(json.dumps(counted))
     report_world()
-
-
-def release(trainer) -> None:
-    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from transformers import DataCollatorForLanguageModeling
 
 import hf_gradkit
 from helpers import last_token_loss, logs_without_timings, make_rows, text_dataset, train
+from hf_gradkit.cli.job import release
 from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 
@@ -74,12 +75,6 @@ def result_of(trainer, parameters: Path) -> dict:
         torch.save(trainer.model.state_dict(), parameters)
     release(trainer)
     return result
-
-
-def release(trainer) -> None:
-    """Let go of DDP before the process group ends; see hf_gradkit.cli.job.end_run."""
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
 
 
 def broken_model(tokenizer):
