@@ -194,7 +194,7 @@ def write_case(folder: Path, **case) -> list[str]:
 @pytest.mark.multiprocess
 def test_killed_twice_and_finished_by_another_number_of_processes(tmp_path):
     """Two processes are killed with SIGKILL, one fails, two others finish: no finished row is scored twice."""
-    arguments = write_case(tmp_path, name="first", batch_size=2, seconds=0.1)
+    arguments = write_case(tmp_path, name="first", batch_size=2, seconds=0.3)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [str(CONFIGS / "cpu" / "multi_gpu.yaml"), "--main_process_port", str(free_port()), str(WORKER)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
