@@ -203,6 +203,13 @@ def whole_models() -> Iterator[None]:
             os.environ[FSDP_EMPTY] = empty
 
 
+def pickle_function(function: Any) -> bytes:
+    """Return a function as `datasets` pickles one to hash it: equal for equal functions, in every process."""
+    from datasets.utils._dill import dumps
+
+    return dumps(function)
+
+
 def block_names(model: Any) -> frozenset[str]:
     """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
     return frozenset(model._no_split_modules or ())

@@ -55,6 +55,23 @@ def library(rows, tmp_path, **options):
     return FiFA(**{"fraction": 0.25, "cache_folder": tmp_path / "cache", **PARTS, **options}).select(dataset)
 
 
+def test_values_stay_as_they_are(rows, tmp_path, monkeypatch):
+    """Numbers to the last digit, lists of them, dates, and letters beyond ASCII."""
+    monkeypatch.chdir(tmp_path)
+    exact = {"m": 38.123456789012344, "tiny": 5.85e-11, "big": 1.2345678901234567e19, "vector": [0.1 + 0.2, 1e-17]}
+    exact |= {"created": "2024-01-10 10:00:00", "name": "Zoë ✓", "number": 2**53 + 1}
+    write_pairs(tmp_path / "pairs.jsonl", [row | exact for row in rows])
+    options = ["--column_mapping", '{"win": "chosen"}', "--by", "random", "--count", "5", "--output_dir", "out"]
+    assert select.main(["--dataset_name", "pairs.jsonl", *options]) == 0
+    lines = (tmp_path / "out" / "selected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 5
+    assert all({key: json.loads(line)[key] for key in exact} == exact for line in lines)
+    before, after = (
+        Dataset.from_json(name, cache_dir=str(tmp_path)) for name in ("pairs.jsonl", "out/selected.jsonl")
+    )
+    assert after.features == before.features
+
+
 def test_everything_that_select_leaves(config, rows, tmp_path, capsys):
     assert main.main(["select", *config()]) == 0
     said = capsys.readouterr().out

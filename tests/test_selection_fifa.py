@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from hf_gradkit.selection import FiFA
 from hf_gradkit.selection.fifa import NEGATIVE
@@ -256,6 +256,10 @@ def test_more_rows_than_there_are(dataset, fifa):
 
 
 def test_data_that_cannot_be_selected_from(dataset, fifa):
+    with pytest.raises(ValueError, match=r"The data is a DatasetDict.*Give one of its splits: 'train'\."):
+        fifa().select(DatasetDict(train=dataset))
+    with pytest.raises(ValueError, match=r"The data is a list.*`Dataset\.from_list`"):
+        fifa().select(dataset.to_list())
     with pytest.raises(ValueError, match="The data is a IterableDataset, and rows are selected from a whole"):
         fifa().select(dataset.to_iterable_dataset())
     with pytest.raises(ValueError, match="The data has no rows"):
@@ -284,7 +288,7 @@ def test_all_components_constant(dataset, fifa):
 
 
 def test_scores_that_are_not_numbers(dataset, fifa):
-    with pytest.raises(FloatingPointError, match=r"'margin' of rows \[3\] of the data is not a finite number"):
+    with pytest.raises(FloatingPointError, match=r"`margin` of rows \[3\] of the data is not a finite number"):
         fifa(margin=lambda rows: [np.nan if row["uid"] == "id-3" else 1.0 for row in rows]).select(dataset)
     with pytest.raises(ValueError, match=r"`margin` \(.*\) returned values of shape \(39,\) for 40 rows"):
         fifa(margin=lambda rows: [1.0] * (len(rows) - 1)).select(dataset)

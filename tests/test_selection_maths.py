@@ -151,6 +151,8 @@ def test_copies_have_no_entropy():
         (0.001, None, 7, 1),
         (0.5, None, 3, 2),
         (None, 3, 3, 3),
+        (None, np.int64(3), 5, 3),
+        (np.float32(0.5), None, 4, 2),
     ],
 )
 def test_sizes(fraction, count, rows, size):

@@ -2,17 +2,18 @@
 
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import LlamaForCausalLM
 
 import hf_gradkit
 from difficulty_helpers import plain_log_probs, plain_scores, sft_data
-from helpers import DEFAULTS
+from helpers import DEFAULTS, WORDS
 from hf_gradkit.cli import select
 from hf_gradkit.scoring import SFTFormat, add_difficulty, tokenize_sft
 from hf_gradkit.scoring.sft_data import TokenRow
@@ -161,8 +162,33 @@ def test_pada_draws_with_unbiased_weights(data, oracle, policy, tmp_path):
         assert row["weight"] == pytest.approx(1 / (36 * p[number]), rel=1e-3)
 
 
+def test_training_on_the_rows_drawn_is_training_on_all(policy, tokenizer, tmp_path):
+    """The gradient of a step over many draws, divided by the weighted number of tokens, is that over all rows."""
+    rng = random.Random(0)
+    rows = [{"prompt": rng.choice(WORDS), "completion": " ".join(rng.choices(WORDS, k=30))} for _ in range(20)]
+    rows += [{"prompt": rng.choice(WORDS), "completion": rng.choice(WORDS)} for _ in range(20)]
+    whole = add_difficulty(Dataset.from_list(rows), policy, "grand", cache_folder=tmp_path / "cache")
+    drawn = PADA(norm_share=0.9, fraction=1.0).select(concatenate_datasets([whole] * 20)).dataset  # 800 draws
+
+    def gradient(dataset, **options):
+        steps = len(dataset) // 40
+        options |= {"max_steps": 1, "per_device_train_batch_size": 40, "gradient_accumulation_steps": steps}
+        args = hf_gradkit.SFTConfig(str(tmp_path / "out"), **{**DEFAULTS, "max_grad_norm": 0.0, **options})
+        trainer = hf_gradkit.SFTTrainer(model=policy, args=args, train_dataset=dataset, processing_class=tokenizer)
+        before = torch.cat([p.detach().clone().flatten() for p in trainer.model.parameters()])
+        trainer.train()
+        return before - torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+    goal = gradient(whole)
+    found = [gradient(drawn, weight_column="weight", normalize_weight_column=on) for on in (True, False)]
+    right, wrong = (float(one @ goal / goal.norm() ** 2) for one in found)
+    assert right == pytest.approx(1, abs=0.06)
+    assert wrong > 1.3  # short answers have long gradients, are drawn more often, and have fewer tokens
+    assert torch.nn.functional.cosine_similarity(found[0], goal, dim=0) > 0.97
+
+
 def test_the_weights_reach_the_trainer(data, policy, tokenizer, tmp_path):
-    """The gradient of one step over the drawn rows is the weighted one: a weight column like any other."""
+    """A weight column like any other, and one that the data must not have yet."""
     drawn = PADA(model=policy, count=8, norm_share=0.9, seed=2, cache_folder=tmp_path / "cache").select(data).dataset
     args = hf_gradkit.SFTConfig(str(tmp_path / "out"), weight_column="weight", **{**DEFAULTS, "max_steps": 1})
     trainer = hf_gradkit.SFTTrainer(model=policy, args=args, train_dataset=drawn, processing_class=tokenizer)
@@ -182,7 +208,9 @@ def test_the_weights_reach_the_trainer(data, policy, tokenizer, tmp_path):
         ("perplexity", {"keep": "most"}, "`keep` is 'most'. Known values: 'highest', 'lowest', 'middle'."),
         ("el2n", {"drop_hardest": 1.0}, "`drop_hardest` must be at least 0 and below 1"),
         ("grand", {"max_length": 1}, "`max_length` must be an integer of at least 2"),
+        ("el2n", {"drop_hardest": "0.1"}, "`drop_hardest` must be at least 0 and below 1, but it is '0.1'"),
         ("ifd", {"model": "m", "drop_above": 0}, "`drop_above` must be above 0, but it is 0."),
+        ("fifa", {"margin_cap": "0.9"}, "`margin_cap` is a quantile, between 0 and 1, but it is '0.9'."),
         ("pada", {"norm_share": 1.0}, "`norm_share` must be at least 0 and below 1, but it is 1.0."),
     ],
 )
@@ -203,7 +231,7 @@ def test_by_name_on_the_command_line(by, data, policy, tmp_path, monkeypatch, ca
     lines = [json.loads(line) for line in Path("out/selected.jsonl").read_text().splitlines()]
     assert len(lines) == 5
     if by == "pada":
-        assert "--weight_column weight" in said
+        assert "--weight_column weight --normalize_weight_column true" in said
         assert all(math.isfinite(line["weight"]) for line in lines)
     else:
         assert all(line in data.to_list() for line in lines)

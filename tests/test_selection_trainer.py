@@ -1,10 +1,13 @@
 """`DPOConfig(data_filter=...)`: the trainer trains on what the selector keeps, and on nothing else."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trl
 from datasets import Dataset
 
@@ -52,6 +55,25 @@ def test_filter_and_columns_of_examples(dataset, policy, tmp_path):
     best = np.argsort(-np.array(dataset["reward_margin"]))[:8]
     assert sorted(trainer.train_dataset["uid"]) == sorted(dataset[int(i)]["uid"] for i in best)
     assert len(trainer.eval_dataset) == N
+
+
+def test_a_function_in_the_configuration(dataset, policy, tmp_path):
+    """Trackers write the configuration as JSON and checkpoints pickle it: neither can do so with a function."""
+    function = lambda rows: [-row["reward_margin"] for row in rows]  # noqa: E731
+    options = {"fraction": 0.5, "margin": function, "embedder": None, "cache_folder": str(tmp_path / "cache")}
+    trainer = train_dpo(
+        *OURS, policy, tmp_path / "out", dataset,
+        data_filter="fifa", data_filter_kwargs=options, report_to="tensorboard", save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    lowest = np.argsort(dataset["reward_margin"])[: N // 2]
+    assert sorted(trainer.train_dataset["uid"]) == sorted(dataset[int(i)]["uid"] for i in lowest)
+    name = f"{__name__}:test_a_function_in_the_configuration.<locals>.<lambda>"
+    assert json.loads(trainer.args.to_json_string())["data_filter_kwargs"]["margin"] == name
+    saved = torch.load(tmp_path / "out" / "checkpoint-1" / "training_args.bin", weights_only=False)
+    assert saved.data_filter_kwargs["margin"] == name
+    again = copy.deepcopy(trainer.args)
+    assert again.data_filter_kwargs["margin"].function is function
+    assert dataclasses.replace(again, output_dir="other").data_filter_kwargs["margin"].function is function
 
 
 def test_off_by_default(dataset, policy, tmp_path):

@@ -222,6 +222,9 @@ def test_streams_are_refused(dataset, tokenizer, tmp_path):
 def test_a_run_that_never_resamples_is_refused(dataset, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"after 1 plain epoch\(s\) of 6 steps, and the run ends after 6 steps"):
         train(*CLASSES, tokenizer, tmp_path, dataset, **{**PLD, "num_train_epochs": 1})
+    never = {**PLD, "num_train_epochs": 1, "sampler_kwargs": {"plain_epochs": 0}}
+    with pytest.raises(ValueError, match="in the first epoch no loss is known, so there is nothing to resample by"):
+        train(*CLASSES, tokenizer, tmp_path, dataset, **never)
 
 
 def test_a_group_column_that_is_not_there(tokenizer, tmp_path):

@@ -153,7 +153,7 @@ def _write(given: Dataset, result: Selection, script: DataArguments, output: Pat
     page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     card = write_page(selection_page(output, {**facts, **result.report}, data.name), output)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
-    options = "".join(f"--weight_column {name} " for name in result.added)
+    options = "".join(f"--weight_column {name} --normalize_weight_column true " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source
         options += f"--column_mapping {shlex.quote(json.dumps(script.column_mapping))} "
     print(
@@ -181,7 +181,9 @@ def _write_data(dataset: Dataset, path: Path) -> None:
             if ".csv" in path.suffixes:
                 dataset.to_csv(file)
             else:
-                dataset.to_json(file, force_ascii=False)
+                for row in dataset.with_format(None):
+                    # Not `to_json`, which rounds numbers and turns dates into milliseconds.
+                    file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
 
     replace(path, write)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .._compat import versions
 from .._text import listing
@@ -199,12 +199,20 @@ def take(dataset: Dataset, rows: np.ndarray, added: dict[str, np.ndarray]) -> Da
     return selected
 
 
+def _remedy(dataset: Any) -> str:
+    if isinstance(dataset, dict):  # a `DatasetDict` too
+        return f"Give one of its splits: {listing(dataset)}."
+    if isinstance(dataset, IterableDataset):
+        return "Load it without streaming (dataset_streaming false)."
+    return "Make one with `Dataset.from_list` or `load_dataset`."
+
+
 def check_dataset(dataset: Any) -> None:
     """Raise `ValueError` unless this is a data set with rows whose whole can be looked at."""
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"The data is a {type(dataset).__name__}, and rows are selected from a whole `datasets.Dataset`. Load it "
-            "without streaming (dataset_streaming false)."
+            f"The data is a {type(dataset).__name__}, and rows are selected from a whole `datasets.Dataset`. "
+            + _remedy(dataset)
         )
     if not len(dataset):
         raise ValueError("The data has no rows, so there is nothing to select. Check the file and the split.")

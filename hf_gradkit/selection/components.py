@@ -5,7 +5,6 @@ told the whole data set, so that what has a model goes through each prompt once.
 """
 
 import dataclasses
-import inspect
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 
 from .._methods import Kind, build, import_by_path
 from .._text import listing
 from ..scoring import fingerprints
+from ..scoring.engine import NonFiniteScoreError
 from ..scoring.processes import on_main
+from .functions import hash_function
 from .work import Work
 
 logger = get_logger(__name__)
@@ -117,10 +117,7 @@ def evaluate(component: Any, role: str, dataset: Dataset, work: Work, vectors: b
         raise ValueError(_wrong_shape(role, component, values.shape, len(dataset), vectors))
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
-        raise ValueError(
-            f"`{role}` of rows {bad[:10].tolist()} of the data is not a finite number. Look at these rows, or leave "
-            "them out."
-        )
+        raise NonFiniteScoreError(_not_finite(role, work.in_data(bad)))
     return values.astype(np.float32 if vectors else np.float64)
 
 
@@ -136,7 +133,7 @@ def describe(component: Any) -> Any:
 
 
 def _call(function: Callable, role: str, dataset: Dataset, work: Work) -> np.ndarray:
-    scorer = _FunctionScorer(function, role, dataset.with_format(None))
+    scorer = _FunctionScorer(function, role, dataset.with_format(None), work)
 
     def identity() -> tuple:
         return _hash(function, role), fingerprints.hash_rows(dataset, dataset.column_names)
@@ -149,7 +146,7 @@ def _call(function: Callable, role: str, dataset: Dataset, work: Work) -> np.nda
 
 def _hash(function: Callable, role: str) -> str:
     try:
-        return fingerprints.digest(Hasher.hash(function), _module_source(function))
+        return hash_function(function)
     except Exception as error:  # whatever pickling runs into, in objects of the user's own
         logger.warning(
             f"`{role}` is {describe(function)}, which cannot be told from other functions ({error}), so its values "
@@ -158,32 +155,40 @@ def _hash(function: Callable, role: str) -> str:
         return fingerprints.digest(id(function), str(np.random.default_rng().integers(2**62)))
 
 
-def _module_source(function: Callable) -> str:
-    """Return the file that an imported function or class is in, which pickling keeps by name alone."""
-    module = inspect.getmodule(function if inspect.isroutine(function) else type(function))
-    if module is None or module.__name__ == "__main__":  # there it is pickled with all that it uses
-        return ""
-    try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):  # compiled
-        return ""
-
-
 class _FunctionScorer:
     """Lets the engine call a function of rows; items are row numbers."""
 
-    def __init__(self, function: Callable, role: str, dataset: Dataset):
-        self.function, self.role, self.dataset = function, role, dataset
+    def __init__(self, function: Callable, role: str, dataset: Dataset, work: Work):
+        self.function, self.role, self.dataset, self.work = function, role, dataset, work
         self.columns = (role,)
 
     def length(self, item: int) -> int:
         return 1
 
     def score(self, items: list[int]) -> dict[str, np.ndarray]:
-        values = np.asarray(self.function(self.dataset.select(items).to_list()))
+        returned = self.function(self.dataset.select(items).to_list())
+        try:
+            values = np.asarray(returned)
+            values = values.astype(np.float32 if values.ndim == 2 else np.float64)
+        except (TypeError, ValueError) as error:  # text, None, or vectors of different lengths
+            rows = self.work.in_data(items)
+            raise ValueError(
+                f"`{self.role}` ({describe(self.function)}) returned something else than one number, or one vector of "
+                f"numbers, for each of the rows {rows[:3].tolist()} ... {rows[-1]} of the data: {error}."
+            ) from error
         if values.ndim not in (1, 2) or len(values) != len(items):
             raise ValueError(_wrong_shape(self.role, self.function, values.shape, len(items), values.ndim == 2))
-        return {self.role: values.astype(np.float32 if values.ndim == 2 else np.float64)}
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+        if bad.any():
+            raise NonFiniteScoreError(_not_finite(self.role, self.work.in_data(items)[bad]))
+        return {self.role: values}
+
+
+def _not_finite(role: str, rows: np.ndarray) -> str:
+    return (
+        f"`{role}` of rows {np.sort(rows)[:10].tolist()} of the data is not a finite number. Look at these rows, or "
+        "leave them out."
+    )
 
 
 def _wrong_shape(role: str, component: Any, shape: tuple, rows: int, vectors: bool) -> str:

@@ -11,7 +11,7 @@ from ..scoring.difficulty import DifficultyScoring
 from ..scoring.difficulty_columns import MODEL, without_difficulty
 from ..scoring.sft_data import SFTFormat
 from .base import Assessment, Selector, check_choice
-from .picking import highest, shares_of
+from .picking import highest, is_number, shares_of
 from .work import Work
 
 UNLABELLED, HARDEST = "no label token", "among the hardest"
@@ -43,7 +43,7 @@ class DifficultySelector(Selector):
     def __post_init__(self):
         super().__post_init__()
         check_choice("keep", self.keep, ("highest", "lowest", "middle"))
-        if isinstance(self.drop_hardest, bool) or not 0 <= self.drop_hardest < 1:
+        if not is_number(self.drop_hardest) or not 0 <= self.drop_hardest < 1:
             raise ValueError(f"`drop_hardest` must be at least 0 and below 1, but it is {self.drop_hardest!r}.")
         SFTFormat(max_length=self.max_length)
 

@@ -58,7 +58,9 @@ class HiddenStates(Component):
 
         content = on_main(lambda: fingerprints.hash_folder(folder))
         identity = (content, self.max_length, self.dtype, prompts.fingerprint)
-        found = work.score("hidden_states", identity, ("embedding",), len(prompts), make, unit="prompt")
+        found = work.score(
+            "hidden_states", identity, ("embedding",), len(prompts), make, rows=prompts.rows, unit="prompt"
+        )
         return found["embedding"][prompts.of_row]
 
 
@@ -122,7 +124,9 @@ class SentenceTransformers(Component):
             options = {"device": str(work.device), "trust_remote_code": self.trust_remote_code}
             yield prompts.texts, _SentenceScorer(library.SentenceTransformer(str(folder), **options))
 
-        found = work.score("sentence_transformers", identity, ("embedding",), len(prompts), make, unit="prompt")
+        found = work.score(
+            "sentence_transformers", identity, ("embedding",), len(prompts), make, rows=prompts.rows, unit="prompt"
+        )
         return found["embedding"][prompts.of_row]
 
 

@@ -16,7 +16,7 @@ from .entropy import knn_entropy
 from .margins import MARGINS
 from .nearest import check_search, find_distances
 from .neighbours import check_k, neighbour_distances
-from .picking import farthest, highest
+from .picking import farthest, highest, is_number
 from .quality import QUALITIES
 from .summary import SHOWN, shorten
 from .work import Work
@@ -94,9 +94,10 @@ class FiFA(Selector):
         check_k(self.k)
         for name in ("margin_weight", "quality_weight", "diversity_weight"):
             weight = getattr(self, name)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            if not is_number(weight) or not 0 <= weight < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number of at least 0, but it is {weight!r}.")
-        if self.margin_cap is not None and not 0 < self.margin_cap < 1:
+        cap = self.margin_cap
+        if cap is not None and (not is_number(cap) or not 0 < cap < 1):
             raise ValueError(f"`margin_cap` is a quantile, between 0 and 1, but it is {self.margin_cap!r}.")
         most = self.max_per_prompt
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -165,7 +166,9 @@ class FiFA(Selector):
     def _add_distances(self, found: Assessment, embedder: Any, dataset: Dataset, work: Work, constant: list) -> None:
         """Embed each different prompt, and add what its distance to its neighbour is worth to the scores."""
         prompts = work.prompts(dataset)
-        points = evaluate(embedder, "embedder", dataset.select(prompts.rows), work, vectors=True)  # (U, d)
+        points = evaluate(
+            embedder, "embedder", dataset.select(prompts.rows), work.of_part(prompts.rows), vectors=True
+        )  # (U, d)
         with work.timed("neighbours"):
             eps, facts = find_distances(points, self.k, self.neighbours, self.seed, work)
         diversity = np.log1p(eps)[prompts.of_row]

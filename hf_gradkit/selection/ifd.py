@@ -14,6 +14,7 @@ from .base import Assessment, Selector
 from .difficulty import UNLABELLED
 from .embedders import check_model
 from .language import log_probs, start_token
+from .picking import is_number
 from .work import Work
 
 MISLEADING = "the prompt does not help"
@@ -49,7 +50,7 @@ class IFD(Selector):
         super().__post_init__()
         check_model(self.model, "by", "ifd", remedy='selector_kwargs {"model": "..."}')
         SFTFormat(max_length=self.max_length)
-        if self.drop_above is not None and not self.drop_above > 0:
+        if self.drop_above is not None and (not is_number(self.drop_above) or not self.drop_above > 0):
             raise ValueError(f"`drop_above` must be above 0, but it is {self.drop_above!r}.")
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
@@ -62,7 +63,7 @@ class IFD(Selector):
                 "ifd",
                 self.model,
                 lambda tokenizer: self._rows(pairs, tokenizer),
-                2 * len(dataset),
+                np.repeat(np.arange(len(dataset)), 2),
                 (content, self.max_length),
                 work,
                 self.dtype,

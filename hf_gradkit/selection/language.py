@@ -1,6 +1,6 @@
 """What a language model says of texts and answers: summed log-probabilities, through the scoring engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ def log_probs(
     name: str,
     model: str,
     rows: Callable[[Any], list[TokenRow]],
-    number: int,
+    belonging: Sequence[int],
     identity: tuple,
     work: Work,
     dtype: str = "auto",
@@ -36,7 +36,7 @@ def log_probs(
         name: of the scores' folder, for people.
         model: folder or name of a language model, whole or a LoRA adapter.
         rows: makes the m rows from the model's tokenizer.
-        number: m.
+        belonging: the row of the data set that each belongs to. (m,)
         identity: what the rows depend on, besides the tokenizer.
         work: keeps the scores.
         dtype: of the weights.
@@ -53,7 +53,9 @@ def log_probs(
         with token_statistics(loaded) as statistics:
             yield made, _SumScorer(statistics)
 
-    found = work.score(name, (content, dtype, *identity), COLUMNS, number, make, unit="sequence")
+    found = work.score(
+        name, (content, dtype, *identity), COLUMNS, len(belonging), make, rows=belonging, unit="sequence"
+    )
     return found["log_prob"], found["tokens"]
 
 

@@ -138,7 +138,7 @@ class ImplicitMargin(Component):
             "answers",
             model,
             lambda tokenizer: tokenize_sft(answers(dataset), tokenizer, layout),
-            2 * len(dataset),
+            np.repeat(np.arange(len(dataset)), 2),
             (content, self.max_length),
             work,
             self.dtype,

@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +25,21 @@ def size_of(fraction: float | None, count: int | None, rows: int) -> int:
         given = "neither" if fraction is None else f"both ({fraction} and {count})"
         raise ValueError(f"Set `fraction` or `count`, one of them: how much of the data is kept. Given: {given}.")
     if fraction is not None:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        if not is_number(fraction) or not 0 < fraction <= 1:
             raise ValueError(
                 f"`fraction` must be above 0 and at most 1, but it is {fraction!r}. 0.1 keeps a tenth of the rows."
             )
         return max(1, math.floor(fraction * rows + 0.5))
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not is_number(count) or not isinstance(count, Integral) or count < 1:
         raise ValueError(f"`count` must be an integer of at least 1, but it is {count!r}.")
     if count > rows:
         raise ValueError(f"`count` asks for {count} rows, but the data has {rows}. Ask for fewer, or set `fraction`.")
-    return count
+    return int(count)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether this is one number, also one of numpy's; true and false are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def tie_order(rows: int, seed: int) -> np.ndarray:

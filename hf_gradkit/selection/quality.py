@@ -72,7 +72,7 @@ class PerplexityBand(Component):
             "prompt_perplexity",
             self.model,
             lambda tokenizer: text_rows(prompts.texts, tokenizer, self.max_length),
-            len(prompts),
+            prompts.rows,
             (self.max_length, prompts.fingerprint),
             work,
             self.dtype,

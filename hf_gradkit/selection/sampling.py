@@ -10,6 +10,7 @@ from ..scoring.sft_data import SFTFormat
 from .base import Assessment, Selector
 from .difficulty import UNLABELLED, difficulty
 from .norms import draw, norm_probabilities, unbiased_weights
+from .picking import is_number
 from .work import Work
 
 WEIGHT = "weight"
@@ -22,8 +23,10 @@ class PADA(Selector):
         p_i = t g_i / sum g + (1 - t) / N,     weight_i = 1 / (N p_i)
 
     The rows drawn get a column `weight`, with which the mean over them is, in expectation, that over all rows: train
-    with `weight_column="weight"`. The authors' code has no such weights. They let t grow over training; here it is
-    fixed, since the gradients are those of one model.
+    with `weight_column="weight"` and `normalize_weight_column=True`. The loss is a mean over tokens, and without the
+    second it is divided by the tokens of the rows drawn, which are shorter or longer than all rows are. The authors'
+    code has no such weights. They let t grow over training; here it is fixed, since the gradients are those of one
+    model. g_i is that of the example's own mean loss.
 
     Args:
         model: folder or name of a language model, whole or a LoRA adapter, or a list of them; None where the data has
@@ -47,7 +50,7 @@ class PADA(Selector):
     def __post_init__(self):
         super().__post_init__()
         SFTFormat(max_length=self.max_length)
-        if isinstance(self.norm_share, bool) or not 0 <= self.norm_share < 1:
+        if not is_number(self.norm_share) or not 0 <= self.norm_share < 1:
             raise ValueError(f"`norm_share` must be at least 0 and below 1, but it is {self.norm_share!r}.")
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:

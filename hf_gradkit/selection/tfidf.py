@@ -51,7 +51,7 @@ class HashedTfidf(Component):
             yield texts, TfidfScorer(on_main(lambda: inverse_frequencies(texts)), self.dimension, self.seed)
 
         identity = (self.dimension, self.seed, prompts.fingerprint)
-        found = work.score("tfidf", identity, ("embedding",), len(prompts), make, batch_size=1024, unit="prompt")
+        found = work.score("tfidf", identity, ("embedding",), len(prompts), make, 1024, prompts.rows, unit="prompt")
         return found["embedding"][prompts.of_row]
 
 

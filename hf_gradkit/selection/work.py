@@ -3,6 +3,7 @@
 So every component runs on all processes of a launch, shows a progress bar, and after a kill goes on where it was.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,12 +30,22 @@ class Work:
         batch_size: rows in a batch of one process, for components with a model.
         seconds: what each part of the selection took, by name; filled as it goes.
         known: prompts of data sets that were read, by identity.
+        origin: the row of the user's data that each row of the data set scored here is, where it is a part of it.
     """
 
     folder: Path
     batch_size: int = 8
     seconds: dict[str, float] = field(default_factory=dict)
     known: dict[int, tuple[Dataset, Prompts]] = field(default_factory=dict, repr=False)
+    origin: np.ndarray | None = None
+
+    def of_part(self, rows: np.ndarray) -> "Work":
+        """Return what scores a part of the data set, these rows of it, and names them as the data set does."""
+        return dataclasses.replace(self, origin=self.in_data(rows))
+
+    def in_data(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the rows of the user's data that rows of the data set scored here are."""
+        return np.asarray(rows) if self.origin is None else self.origin[np.asarray(rows)]
 
     @property
     def device(self) -> Any:
@@ -67,7 +78,7 @@ class Work:
             number: how many items there are.
             make: gives the items and their scorer; what it loads is let go of when it ends.
             batch_size: another one than the selection's.
-            rows: of the data, that the items belong to, for messages.
+            rows: of the data set, that the items belong to, for messages; the items are its rows when None.
             unit: what the progress bar counts.
         """
         key = fingerprints.digest(name, 1, *identity)
@@ -75,6 +86,7 @@ class Work:
         found = load_scores(folder, key, columns, number)
         if found is not None:
             return found
+        rows = self.in_data(np.arange(number) if rows is None else rows)
         with make() as (items, scorer):
             found = score_rows(items, scorer, folder, key, batch_size or self.batch_size, rows=rows, unit=unit).columns
         del items, scorer

@@ -12,6 +12,33 @@ from .options import parse_json
 logger = get_logger(__name__)
 
 
+class NamedFunction(str):
+    """A function in a configuration: its name, wherever the configuration is written.
+
+    Trackers write a configuration as JSON, and checkpoints pickle it, which neither can do with any function.
+
+    Args:
+        function: a component of a selection, which `function` of the name gives back.
+    """
+
+    function: Any
+
+    def __new__(cls, function: Any) -> "NamedFunction":
+        of = function if hasattr(function, "__qualname__") else type(function)
+        name = super().__new__(cls, f"{of.__module__}:{of.__qualname__}")
+        name.function = function
+        return name
+
+    def __copy__(self) -> "NamedFunction":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "NamedFunction":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return str, (str(self),)
+
+
 @dataclass
 class DataFilterArguments:
     """Fields that keep a part of the training data. Off by default.
@@ -20,7 +47,8 @@ class DataFilterArguments:
         data_filter (`str`, defaults to `"none"`): the selector that keeps it: `"fifa"`, `"random"`, `"length"`, or
             `"package.module:Class"` for one of your own; see [`~hf_gradkit.selection.FiFA`]. Scores and a report go to
             `<output_dir>/_data_filter`. The evaluation data is left as it is.
-        data_filter_kwargs (`dict`, *optional*): options of the selector, `fraction` or `count` among them.
+        data_filter_kwargs (`dict`, *optional*): options of the selector, `fraction` or `count` among them. A function
+            becomes a [`NamedFunction`].
     """
 
     data_filter: str = field(
@@ -38,6 +66,11 @@ class DataFilterArguments:
     def __post_init__(self):
         if isinstance(self.data_filter_kwargs, str):
             self.data_filter_kwargs = parse_json("data_filter_kwargs", self.data_filter_kwargs)
+        if self.data_filter_kwargs:
+            self.data_filter_kwargs = {
+                name: NamedFunction(value) if callable(value) else value
+                for name, value in self.data_filter_kwargs.items()
+            }
         build_filter(self)  # says now what is wrong with the options
         super().__post_init__()
 
@@ -58,6 +91,7 @@ def build_filter(args: Any) -> Any:
         return None
     from ..selection.registry import build_selector  # loads what scores, which few runs need
 
+    options = {key: value.function if isinstance(value, NamedFunction) else value for key, value in options.items()}
     return build_selector(name, options, "data_filter", "data_filter_kwargs")
 
 

@@ -161,11 +161,15 @@ class ResamplingMixin:
         return super()._run_epoch(model, epoch, **keywords)
 
     def _check_resamples(self, steps: int) -> None:
-        """Raise `ValueError` for a run that ends within its plain epochs, of so many optimizer steps each."""
-        plain = self._resampler.sampler.plain_epochs
+        """Raise `ValueError` for a run that ends within its plain epochs, of so many optimizer steps each.
+
+        The first is one of them whatever `plain_epochs` says: no loss is known then.
+        """
+        plain = max(1, self._resampler.sampler.plain_epochs)
         if self.state.max_steps <= plain * steps:
             raise ValueError(
                 f"`sampler` {self.args.sampler!r} begins to resample after {plain} plain epoch(s) of {steps} steps, "
                 f"and the run ends after {self.state.max_steps} steps: it would do nothing. Set `num_train_epochs` "
-                "or `max_steps` higher, or 'plain_epochs' lower in `sampler_kwargs`."
+                "or `max_steps` higher, or 'plain_epochs' lower in `sampler_kwargs`; in the first epoch no loss is "
+                "known, so there is nothing to resample by."
             )

@@ -1,0 +1,75 @@
+"""Scores that are not finite name the rows of the user's data, although prompts are scored once and pairs twice."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from helpers import WORDS
+from hf_gradkit.data.tiny import train_tokenizer
+from hf_gradkit.scoring.engine import NonFiniteScoreError
+from hf_gradkit.selection import IFD, FiFA
+from pair_helpers import save_policy
+
+BAD = 20  # the row with the word that breaks the model; its prompt is that of row 21 too
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer([" ".join(WORDS), *["qqqq qqqq"] * 50], vocab_size=320)
+    (number,) = tokenizer("qqqq", add_special_tokens=False)["input_ids"][:1]
+    save_policy(folder / "whole", tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder / "whole")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[number] = float("nan")
+    model.save_pretrained(folder / "broken")
+    tokenizer.save_pretrained(folder / "broken")
+    return folder
+
+
+def rows(column: str) -> Dataset:
+    """Return 24 pairs, two with each prompt; the word is in this column."""
+    rng, made = random.Random(0), []
+    for i in range(24):
+        row = {name: " ".join(rng.choices(WORDS, k=4)) for name in ("prompt", "chosen", "rejected")}
+        made.append(row | {"reward_margin": float(i)} | ({"prompt": made[-1]["prompt"]} if i % 2 else {}))
+    for row in made[BAD : BAD + 2] if column == "prompt" else [made[BAD]]:
+        row[column] = f"qqqq {row[column]}"
+    return Dataset.from_list(made)
+
+
+def embed(rows):
+    return [[np.nan if "qqqq" in row["prompt"] else len(row["prompt"]), 1.0] for row in rows]
+
+
+def judge(rows):
+    return [np.nan if "qqqq" in row["prompt"] else 1.0 for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("role", "component", "column", "named"),
+    [
+        ("embedder", embed, "prompt", "`embedder` of rows [20] of the data"),
+        ("embedder", {"by": "transformers", "model": "broken"}, "prompt", "'embedding' of rows [20] of the data"),
+        ("quality", judge, "prompt", "`quality` of rows [20, 21] of the data"),
+        ("quality", {"by": "perplexity", "model": "broken"}, "prompt", "'log_prob' of rows [20] of the data"),
+        ("margin", {"by": "implicit", "model": "broken", "reference": "whole"}, "chosen", "'log_prob' of rows [20]"),
+    ],
+)
+def test_the_rows_are_the_user_s(role, component, column, named, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models)
+    selector = FiFA(count=3, k=2, cache_folder=tmp_path, **{role: component})
+    with pytest.raises(NonFiniteScoreError) as caught:
+        selector.select(rows(column))
+    assert named in str(caught.value)
+    assert ("weights may be broken" in str(caught.value)) == (not callable(component))
+
+
+def test_the_rows_of_ifd(models, tmp_path):
+    data = rows("chosen").rename_column("chosen", "completion").remove_columns("rejected")
+    with pytest.raises(NonFiniteScoreError, match=r"of rows \[20\] of the data"):
+        IFD(count=3, model=str(models / "broken"), cache_folder=tmp_path).select(data)
