@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FILES = "checkpoint_files.json"
 STATE = "trainer_state.json"
+STATE_FILE = "example_weighting.pt"  # what example weighting needs to go on; no other trainer writes one
 
 
 class CheckpointError(OSError):
@@ -63,7 +64,12 @@ def defect_of(folder: Path) -> str | None:
         return f"writing it did not come to its end (there is no {STATE})"
     except ValueError:
         return f"its {STATE} is cut short"
-    listed = read_facts(folder)
+    try:
+        listed = read_facts(folder)
+    except ValueError:
+        return f"its {FILES} is cut short"
+    if listed is None and (folder / STATE_FILE).exists():
+        return f"its {FILES} is missing, though it has {STATE_FILE}"
     for name, size in (listed["files"] if listed else {}).items():
         path = folder / name
         if not path.is_file():
@@ -74,11 +80,18 @@ def defect_of(folder: Path) -> str | None:
 
 
 def read_facts(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return what a checkpoint says of itself, or None for one of another trainer."""
-    try:
-        return json.loads((Path(folder) / FILES).read_text())
-    except OSError:
+    """Return what a checkpoint says of itself, or None for one of another trainer.
+
+    Raises:
+        ValueError: if what it says was not written to its end.
+    """
+    path = Path(folder) / FILES
+    if not path.exists():
         return None
+    facts = json.loads(path.read_text())
+    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
+        raise ValueError(f"{path} does not list the files of a checkpoint.")
+    return facts
 
 
 def checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
@@ -88,15 +101,29 @@ def checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
     yield from sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path]))
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[str]]:
-    """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not."""
+def last_whole_checkpoint(
+    output_dir: str | os.PathLike, before: str | os.PathLike | None = None
+) -> tuple[str | None, list[str]]:
+    """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not.
+
+    Args:
+        output_dir: the run's folder.
+        before: a checkpoint; those of its step and later ones are not looked at.
+    """
     passed_over = []
     for folder in checkpoints(output_dir):
+        if before is not None and int(folder.name.rpartition("-")[2]) >= step_of(Path(before)):
+            continue
         defect = defect_of(folder)
         if defect is None:
             return str(folder), passed_over
         passed_over.append(f"{folder} is not whole: {defect}.")
     return None, passed_over
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a whole checkpoint was written."""
+    return json.loads((checkpoint / STATE).read_text())["global_step"]
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:

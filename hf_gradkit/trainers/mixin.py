@@ -17,6 +17,7 @@ from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..data.conversations import holds_conversations
 from ..reporting.example_log import ExampleLog
 from .checkpointing import CheckpointMixin
+from .checkpoints import STATE_FILE
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
 from .hold_out import hold_out_rows
 from .hub import HubMixin
@@ -25,8 +26,6 @@ from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "example_weighting.pt"
 
 
 class ExampleWeightingMixin(CheckpointMixin, HubMixin):
