@@ -22,6 +22,7 @@ from .checks import check_labels, check_not_empty, check_processes, check_traine
 from .hold_out import hold_out_rows
 from .hub import HubMixin
 from .monitors import build_monitors
+from .offload import check_offload
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
@@ -56,6 +57,7 @@ class ExampleWeightingMixin(CheckpointMixin, HubMixin):
             given["train_dataset"] = self._attach_columns(train_dataset, args)
         super().__init__(**given)
         check_sharding(self.accelerator)
+        check_offload(self.accelerator)
         if self._options.active:
             self._check_combination()
             check_labels(self.train_dataset)
