@@ -191,8 +191,14 @@ def test_the_same_step_may_be_split_otherwise(whole, copied, tokenizer):
 @pytest.mark.parametrize(
     ("facts", "part"),
     [
-        ({"distributed_type": "FSDP", "processes": 2}, "2 processes under FSDP2, and 1 process cannot read"),
-        ({"distributed_type": "DEEPSPEED", "zero_stage": 3, "processes": 4}, "4 processes under DeepSpeed ZeRO-3"),
+        (
+            {"distributed_type": "FSDP", "processes": 2},
+            "2 processes under FSDP2, and 1 process cannot read its files: .*FSDP2 only",
+        ),
+        (
+            {"distributed_type": "DEEPSPEED", "zero_stage": 3, "processes": 4},
+            "4 processes under DeepSpeed ZeRO-3, .* cannot read its o",
+        ),
     ],
 )
 def test_sharded_states_are_for_their_backend(facts, part, copied, tokenizer):
@@ -202,6 +208,15 @@ def test_sharded_states_are_for_their_backend(facts, part, copied, tokenizer):
     with pytest.raises(ValueError, match=part) as error:
         trainer.train(resume_from_checkpoint=True)
     assert f"model_name_or_path={copied / 'checkpoint-6'}" in str(error.value)
+
+
+def test_another_number_of_fsdp2_processes_is_said_to_be_untested(copied, tokenizer, monkeypatch):
+    file = copied / "checkpoint-6" / FILES
+    facts = json.loads(file.read_text()) | {"distributed_type": "FSDP", "processes": 2}
+    file.write_text(json.dumps(facts))
+    monkeypatch.setattr(f"{check_same_world.__module__}.world_facts", lambda trainer: {**facts, "processes": 4})
+    with pytest.raises(ValueError, match="and 4 processes under FSDP2 have not been tested to read its optimizer"):
+        check_same_world(str(file.parent), None)
 
 
 def test_two_ddp_processes_and_one_read_each_others(copied, tokenizer):

@@ -178,7 +178,8 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
     """Raise `ValueError` for a checkpoint that this run cannot continue exactly.
 
     Without sharding any number of processes goes on from a checkpoint of another number; with it, that is not tested
-    (FSDP2) or impossible (DeepSpeed). A step must hold as many examples as before, and the data as many rows, unless
+    (FSDP2) or impossible (DeepSpeed). What FSDP2 wrote, transformers reads under FSDP2 only.
+    A step must hold as many examples as before, and the data as many rows, unless
     `ignore_data_skip` says that the data begin anew.
     """
     written = read_facts(checkpoint)
@@ -189,9 +190,9 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
     same = all(written[key] == now[key] for key in ("distributed_type", "zero_stage", "processes"))
     if not same and not {written["distributed_type"], now["distributed_type"]} <= replicated:
         raise ValueError(
-            f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} cannot read its "
-            "optimizer's state. Resume with the processes and the --accelerate_config it was written with, or begin a "
-            f"new run from its weights with model_name_or_path={checkpoint}."
+            f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} "
+            f"{_hindrance(written, now)}. Resume with the processes and the --accelerate_config it was written with, "
+            f"or begin a new run from its weights with model_name_or_path={checkpoint}."
         )
     if trainer.args.ignore_data_skip:
         return
@@ -211,6 +212,14 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
             "`per_device_train_batch_size` or `gradient_accumulation_steps` such that their product with the number "
             f"of processes is {written['examples_per_step']}, or ignore_data_skip=True to begin the data anew."
         )
+
+
+def _hindrance(written: dict[str, Any], now: dict[str, Any]) -> str:
+    if written["distributed_type"] != "FSDP":
+        return "cannot read its optimizer's state"
+    if now["distributed_type"] == "FSDP":
+        return "have not been tested to read its optimizer's state"
+    return "cannot read its files: transformers reads FSDP2's weights and optimizer under FSDP2 only"
 
 
 def _described(facts: dict[str, Any]) -> str:
