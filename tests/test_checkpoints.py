@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import trl
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
@@ -57,6 +58,10 @@ HARM = {
     "the model is gone": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
     "the last file was never written": (lambda folder: (folder / STATE).unlink(), f"there is no {STATE}"),
     "the last file is cut short": (lambda folder: cut(folder / STATE), f"its {STATE} is cut short"),
+    "the list of files is cut short": (lambda folder: cut(folder / FILES), f"its {FILES} is cut short"),
+    "the list of files is empty": (lambda folder: (folder / FILES).write_text(""), f"its {FILES} is cut short"),
+    "the list of files lists nothing": (lambda folder: (folder / FILES).write_text("{}"), f"its {FILES} is cut short"),
+    "the list of files is gone": (lambda folder: (folder / FILES).unlink(), f"its {FILES} is missing"),
     "nothing but the folder": (
         lambda folder: [path.unlink() for path in folder.iterdir()],
         "writing it did not come to its end",
@@ -100,12 +105,45 @@ def test_no_checkpoint_is_whole(copied, tokenizer):
         train(*SFT, tokenizer, copied, text_dataset(26), resume=str(copied / "checkpoint-2"), **OPTIONS)
 
 
-def test_a_checkpoint_of_another_trainer_is_taken(whole, copied, tokenizer):
-    """One without a list of its files, which transformers alone writes."""
-    (copied / "checkpoint-4" / FILES).unlink()
-    shutil.rmtree(copied / "checkpoint-6")
-    again = train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **OPTIONS)
+@pytest.fixture
+def of_another(tokenizer, tmp_path):
+    """A run of TRL's own trainer, which lists no files, and where it is."""
+    options = {key: value for key, value in OPTIONS.items() if key not in ("weighting", "example_log")}
+    folder = tmp_path / "of_another"
+    return train(trl.SFTTrainer, trl.SFTConfig, tokenizer, folder, text_dataset(26), **options), folder
+
+
+def test_a_checkpoint_of_another_trainer_is_taken(of_another, tokenizer):
+    """One without a list of its files."""
+    whole, folder = of_another
+    shutil.rmtree(folder / "checkpoint-6")
+    assert not (folder / "checkpoint-4" / FILES).exists()
+    again = train(*SFT, tokenizer, folder, text_dataset(26), resume=True, **OPTIONS | {"weighting": "none"})
+    assert again.state.global_step == 6
+    assert read_facts(folder / "checkpoint-4") is None
     assert parameter_gap(whole, again) == 0
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_the_checkpoint_that_could_not_be_read_is_not_named_as_the_one_to_use(older, of_another, tokenizer, capsys):
+    """Of one without a list nobody can tell beforehand that a file is cut short."""
+    _, folder = of_another
+    cut(folder / "checkpoint-6" / "optimizer.pt")
+    if not older:
+        for step in (2, 4):
+            shutil.rmtree(folder / f"checkpoint-{step}")
+    with pytest.raises(RuntimeError):
+        train(*SFT, tokenizer, folder, text_dataset(26), resume=True, **OPTIONS)
+    said = capsys.readouterr().err
+    assert f"RuntimeError before it trained a step. If {folder / 'checkpoint-6'} could not be read, leave it." in said
+    assert "last whole checkpoint" not in said
+    before = folder / "checkpoint-4"
+    assert (f"resume_from_checkpoint={before} goes on from it" in said) == older
+    if older:
+        again = train(*SFT, tokenizer, folder, text_dataset(26), resume=str(before), **OPTIONS)
+        assert again.state.global_step == 6
+    else:
+        assert "There is no whole one before it" in said
 
 
 def test_what_a_run_leaves_of_an_earlier_one(copied, tokenizer):
@@ -153,8 +191,14 @@ def test_the_same_step_may_be_split_otherwise(whole, copied, tokenizer):
 @pytest.mark.parametrize(
     ("facts", "part"),
     [
-        ({"distributed_type": "FSDP", "processes": 2}, "2 processes under FSDP2, and 1 process cannot read"),
-        ({"distributed_type": "DEEPSPEED", "zero_stage": 3, "processes": 4}, "4 processes under DeepSpeed ZeRO-3"),
+        (
+            {"distributed_type": "FSDP", "processes": 2},
+            "2 processes under FSDP2, and 1 process cannot read its files: .*FSDP2 only",
+        ),
+        (
+            {"distributed_type": "DEEPSPEED", "zero_stage": 3, "processes": 4},
+            "4 processes under DeepSpeed ZeRO-3, .* cannot read its o",
+        ),
     ],
 )
 def test_sharded_states_are_for_their_backend(facts, part, copied, tokenizer):
@@ -164,6 +208,15 @@ def test_sharded_states_are_for_their_backend(facts, part, copied, tokenizer):
     with pytest.raises(ValueError, match=part) as error:
         trainer.train(resume_from_checkpoint=True)
     assert f"model_name_or_path={copied / 'checkpoint-6'}" in str(error.value)
+
+
+def test_another_number_of_fsdp2_processes_is_said_to_be_untested(copied, tokenizer, monkeypatch):
+    file = copied / "checkpoint-6" / FILES
+    facts = json.loads(file.read_text()) | {"distributed_type": "FSDP", "processes": 2}
+    file.write_text(json.dumps(facts))
+    monkeypatch.setattr(f"{check_same_world.__module__}.world_facts", lambda trainer: {**facts, "processes": 4})
+    with pytest.raises(ValueError, match="and 4 processes under FSDP2 have not been tested to read its optimizer"):
+        check_same_world(str(file.parent), None)
 
 
 def test_two_ddp_processes_and_one_read_each_others(copied, tokenizer):

@@ -149,6 +149,17 @@ def test_entanglement_and_consistency(card_of):
     assert "in one epoch: 3." in said
 
 
+def test_rows_that_workers_shared_are_those_of_one_epoch(card_of):
+    """Each log counts from its epoch's start: a sum over logs would count a row as often as it was logged."""
+    ratio = {"consistency/direction_ratio": 0.5}
+    logs = [{"step": step, **ratio, "consistency/repeated": n} for step, n in enumerate((13.0, 69.0, 40.0), 1)]
+    assert "in one epoch: 69. [" in section(card_of(log_history=logs), "Consistency of workers")
+    logs[1]["consistency/missing"] = 12.0
+    assert "in one epoch: 69; that none saw: 12. [" in section(card_of(log_history=logs), "Consistency of workers")
+    logs = [{"step": 1, **ratio}]
+    assert "in one epoch: 0. [" in section(card_of(log_history=logs), "Consistency of workers")
+
+
 def test_what_is_not_known_is_said(card_of):
     card = card_of({}, log_history=[])
     assert "[None]" not in card.text

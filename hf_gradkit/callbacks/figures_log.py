@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..reporting.json_lines import read_json_lines
+
 
 class FiguresLog:
     """Figures of a callback, one line of JSON a monitored step.
@@ -28,7 +30,7 @@ class FiguresLog:
         self._pending, self.kept = [], []
         path = Path(output_dir) / f"{self._name}.jsonl"
         if step and path.exists():
-            self.kept = [line for line in _whole_lines(path) if line["step"] <= step]
+            self.kept = [line for line in read_json_lines(path) if line["step"] <= step]
         self.path = path if writes else None
         if writes and path.exists():
             temporary = path.with_suffix(".tmp")
@@ -74,12 +76,6 @@ class FiguresLog:
 def _of_training(logs: dict[str, Any]) -> bool:
     """Whether logs are those of training steps, or of the run at its end, and not of an evaluation."""
     return "loss" in logs or "train_loss" in logs
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, but for one that a killed run wrote half."""
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _with_figures(log: Any, figures_logs: list[FiguresLog]) -> Any:

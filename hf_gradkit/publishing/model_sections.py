@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from ..reporting.consistency import rows_between_workers
 from .facts import ModelFacts
 from .methods import TASKS
 from .papers import CONSISTENCY, DPO, ENTANGLEMENT, Paper
@@ -181,10 +182,12 @@ def consistency(facts: ModelFacts) -> str:
     known = [f"{words} {number(ratio)}" for words, ratio in ratios.items() if ratio is not None]
     if not known:
         return ""
-    repeated = sum(entry.get("consistency/repeated", 0) for entry in facts.run.history)
+    rows = rows_between_workers(facts.run)
+    missing = f"; that none saw: {number(rows['missing'])}" if "missing" in rows else ""
     text = (
         f"{facts.info.get('processes', 'Several')} workers were compared; beside a healthy run, which has 1: "
-        f"{', '.join(known)}. Rows that several workers saw in one epoch: {number(repeated)}. {CONSISTENCY.link}."
+        f"{', '.join(known)}. Rows that several workers saw in one epoch: {number(rows.get('repeated', 0))}{missing}. "
+        f"{CONSISTENCY.link}."
     )
     return _section("Consistency of workers", text)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import COLOURS, _coloured, _panels
+from .json_lines import read_json_lines
 from .runs import AUDIT, Run
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ def read_membership(folder: str | Path) -> dict[str, Any] | None:
 
 def read_audit_log(folder: str | Path) -> list[dict[str, Any]]:
     """Return the lines that PrivacyAuditCallback wrote, one an audit; none if there is no file."""
-    path = Path(folder) / LOG
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+    return read_json_lines(Path(folder) / LOG)
 
 
 def _log_axes(axis: "Axes", smallest: float) -> None:

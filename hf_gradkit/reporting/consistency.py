@@ -1,10 +1,10 @@
 """The picture of worker consistency: dispersions and direction over training, beside what a healthy run has."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import _coloured, _panels
+from .json_lines import read_json_lines
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -20,10 +20,29 @@ PANELS = {
 
 def read_consistency(folder: str | Path) -> list[dict[str, Any]]:
     """Return the lines that WorkerConsistencyCallback wrote, one a monitored step; none if there is no file."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    return read_json_lines(Path(folder) / FILE)
+
+
+def rows_between_workers(run: Run) -> dict[str, float]:
+    """Return how many rows of one epoch several workers saw, "repeated", and nobody, "missing", where it was found.
+
+    The monitor counts from an epoch's start, so the epoch with the most counts. Logs hold means of several steps, so
+    they are asked only where the monitor's own file is not there.
+    """
+    entries = read_consistency(run.folder) or run.history
+    found = {name: [entry.get(f"consistency/{name}", 0.0) for entry in entries] for name in ("repeated", "missing")}
+    return {name: max(values) for name, values in found.items() if any(values)}
+
+
+def consistency_findings(runs: list[Run]) -> list[str]:
+    """Return a sentence for each run in which workers shared rows, or left some out."""
+    said = []
+    for run in runs:
+        found = rows_between_workers(run)
+        parts = [f"{found['repeated']:.0f} rows were seen by several workers"] if "repeated" in found else []
+        parts += [f"{found['missing']:.0f} rows by none"] if "missing" in found else []
+        said += [f"{run.name}: in one epoch {', and '.join(parts)}."] if parts else []
+    return said
 
 
 def consistency_figure(runs: list[Run]) -> "Figure | None":

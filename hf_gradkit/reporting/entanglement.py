@@ -1,10 +1,10 @@
 """The picture of gradient entanglement: every monitored pair between the regions, and the shares over training."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import COLOURS, _coloured, _panels
+from .json_lines import read_json_lines
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -18,10 +18,7 @@ OUTCOMES = {"ideal": "as meant", "both_fall": "both fall", "both_rise": "both ri
 
 def read_entanglement(folder: str | Path) -> list[dict[str, Any]]:
     """Return the lines that EntanglementCallback wrote, one a monitored step; none if there is no file."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    return read_json_lines(Path(folder) / FILE)
 
 
 def entanglement_figure(runs: list[Run]) -> "Figure | None":

@@ -1,10 +1,10 @@
 """The picture of gradient statistics: norms and noise over training, and the cosines of the data's sources."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import _coloured, _panels
+from .json_lines import read_json_lines
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -17,10 +17,7 @@ COSINE = "gradients/cosine/"
 
 def read_statistics(folder: str | Path) -> list[dict[str, Any]]:
     """Return the lines that GradientStatisticsCallback wrote, one a monitored step; none if there is no file."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    return read_json_lines(Path(folder) / FILE)
 
 
 def gradient_figure(runs: list[Run]) -> "Figure | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .audit import audit_figure, read_membership
 from .audit_words import membership_findings, stamps
 from .blocks import Block
-from .consistency import consistency_figure
+from .consistency import consistency_figure, consistency_findings
 from .entanglement import entanglement_figure
 from .figures import (
     beta_figure,
@@ -112,7 +112,7 @@ def section_blocks(runs: list[Run]) -> list[Block]:
         title, text, draw = section
         figure = draw(runs)
         if figure is not None:
-            said = _audit_findings(runs) if draw is audit_figure else []
+            said = FINDINGS[draw](runs) if draw in FINDINGS else []
             blocks.append(Block(title, (text, *said), draw=partial(_given, figure)))
         elif section in SECTIONS and any(run.history for run in runs):
             blocks.append(Block(title, (text, NOTHING)))
@@ -130,6 +130,9 @@ def _audit_findings(runs: list[Run]) -> list[str]:
         if found is not None:
             said += [f"{run.name}: {sentence}" for sentence in (*stamps(found), *membership_findings(found))]
     return said
+
+
+FINDINGS = {audit_figure: _audit_findings, consistency_figure: consistency_findings}
 
 
 def _filter_block(runs: list[Run]) -> list[Block]:

@@ -17,6 +17,7 @@ from .checkpoints import (
     find_last_checkpoint,
     folder_of,
     last_whole_checkpoint,
+    step_of,
     world_facts,
     write_file_list,
 )
@@ -46,7 +47,7 @@ class CheckpointMixin:
         except Terminated:
             raise
         except BaseException as error:
-            self._say_what_is_left(error)
+            self._say_what_is_left(error, checkpoint)
             raise
         finally:
             for callback in self.callback_handler.callbacks:
@@ -91,13 +92,25 @@ class CheckpointMixin:
         if self.args.should_save:
             write_file_list(Path(output_dir), world_facts(self))
 
-    def _say_what_is_left(self, error: BaseException) -> None:
-        if not self.is_world_process_zero() or not self.state.global_step:
+    def _say_what_is_left(self, error: BaseException, resumed: str | None) -> None:
+        """Name the last whole checkpoint; before the first step of a resumed run, the one before what it read."""
+        step = self.state.global_step
+        if not self.is_world_process_zero() or not step:
             return
-        found, passed_over = last_whole_checkpoint(self.args.output_dir)
         what = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__
-        left = f"The last whole checkpoint is {found}: resume_from_checkpoint=True goes on from it."
-        if found is None:
-            left = "There is no whole checkpoint to go on from."
-        words = [f"The run ended with {what} after step {self.state.global_step}.", *passed_over, left]
+        if resumed is not None and what != "Ctrl-C" and step <= step_of(Path(resumed)):
+            before, _ = last_whole_checkpoint(Path(resumed).parent, before=resumed)
+            left = "There is no whole one before it to go on from."
+            if before is not None:
+                left = f"The whole one before it is {before}: resume_from_checkpoint={before} goes on from it."
+            words = [
+                f"The run ended with {what} before it trained a step. If {resumed} could not be read, leave it.",
+                left,
+            ]
+        else:
+            found, passed_over = last_whole_checkpoint(self.args.output_dir)
+            left = f"The last whole checkpoint is {found}: resume_from_checkpoint=True goes on from it."
+            if found is None:
+                left = "There is no whole checkpoint to go on from."
+            words = [f"The run ended with {what} after step {step}.", *passed_over, left]
         print(" ".join(words), file=sys.stderr, flush=True)

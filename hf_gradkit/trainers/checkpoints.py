@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FILES = "checkpoint_files.json"
 STATE = "trainer_state.json"
+STATE_FILE = "example_weighting.pt"  # what example weighting needs to go on; no other trainer writes one
 
 
 class CheckpointError(OSError):
@@ -63,7 +64,12 @@ def defect_of(folder: Path) -> str | None:
         return f"writing it did not come to its end (there is no {STATE})"
     except ValueError:
         return f"its {STATE} is cut short"
-    listed = read_facts(folder)
+    try:
+        listed = read_facts(folder)
+    except ValueError:
+        return f"its {FILES} is cut short"
+    if listed is None and (folder / STATE_FILE).exists():
+        return f"its {FILES} is missing, though it has {STATE_FILE}"
     for name, size in (listed["files"] if listed else {}).items():
         path = folder / name
         if not path.is_file():
@@ -74,11 +80,18 @@ def defect_of(folder: Path) -> str | None:
 
 
 def read_facts(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return what a checkpoint says of itself, or None for one of another trainer."""
-    try:
-        return json.loads((Path(folder) / FILES).read_text())
-    except OSError:
+    """Return what a checkpoint says of itself, or None for one of another trainer.
+
+    Raises:
+        ValueError: if what it says was not written to its end.
+    """
+    path = Path(folder) / FILES
+    if not path.exists():
         return None
+    facts = json.loads(path.read_text())
+    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
+        raise ValueError(f"{path} does not list the files of a checkpoint.")
+    return facts
 
 
 def checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
@@ -88,15 +101,29 @@ def checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
     yield from sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path]))
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, list[str]]:
-    """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not."""
+def last_whole_checkpoint(
+    output_dir: str | os.PathLike, before: str | os.PathLike | None = None
+) -> tuple[str | None, list[str]]:
+    """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not.
+
+    Args:
+        output_dir: the run's folder.
+        before: a checkpoint; those of its step and later ones are not looked at.
+    """
     passed_over = []
     for folder in checkpoints(output_dir):
+        if before is not None and int(folder.name.rpartition("-")[2]) >= step_of(Path(before)):
+            continue
         defect = defect_of(folder)
         if defect is None:
             return str(folder), passed_over
         passed_over.append(f"{folder} is not whole: {defect}.")
     return None, passed_over
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a whole checkpoint was written."""
+    return json.loads((checkpoint / STATE).read_text())["global_step"]
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -151,7 +178,8 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
     """Raise `ValueError` for a checkpoint that this run cannot continue exactly.
 
     Without sharding any number of processes goes on from a checkpoint of another number; with it, that is not tested
-    (FSDP2) or impossible (DeepSpeed). A step must hold as many examples as before, and the data as many rows, unless
+    (FSDP2) or impossible (DeepSpeed). What FSDP2 wrote, transformers reads under FSDP2 only.
+    A step must hold as many examples as before, and the data as many rows, unless
     `ignore_data_skip` says that the data begin anew.
     """
     written = read_facts(checkpoint)
@@ -162,9 +190,9 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
     same = all(written[key] == now[key] for key in ("distributed_type", "zero_stage", "processes"))
     if not same and not {written["distributed_type"], now["distributed_type"]} <= replicated:
         raise ValueError(
-            f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} cannot read its "
-            "optimizer's state. Resume with the processes and the --accelerate_config it was written with, or begin a "
-            f"new run from its weights with model_name_or_path={checkpoint}."
+            f"The checkpoint {checkpoint} was written by {_described(written)}, and {_described(now)} "
+            f"{_hindrance(written, now)}. Resume with the processes and the --accelerate_config it was written with, "
+            f"or begin a new run from its weights with model_name_or_path={checkpoint}."
         )
     if trainer.args.ignore_data_skip:
         return
@@ -184,6 +212,14 @@ def check_same_world(checkpoint: str, trainer: Any) -> None:
             "`per_device_train_batch_size` or `gradient_accumulation_steps` such that their product with the number "
             f"of processes is {written['examples_per_step']}, or ignore_data_skip=True to begin the data anew."
         )
+
+
+def _hindrance(written: dict[str, Any], now: dict[str, Any]) -> str:
+    if written["distributed_type"] != "FSDP":
+        return "cannot read its optimizer's state"
+    if now["distributed_type"] == "FSDP":
+        return "have not been tested to read its optimizer's state"
+    return "cannot read its files: transformers reads FSDP2's weights and optimizer under FSDP2 only"
 
 
 def _described(facts: dict[str, Any]) -> str:

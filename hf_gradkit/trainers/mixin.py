@@ -17,16 +17,16 @@ from ..data.columns import INFO, ExampleCollator, ExampleInfo
 from ..data.conversations import holds_conversations
 from ..reporting.example_log import ExampleLog
 from .checkpointing import CheckpointMixin
+from .checkpoints import STATE_FILE
 from .checks import check_labels, check_not_empty, check_processes, check_trained, check_world
 from .hold_out import hold_out_rows
 from .hub import HubMixin
 from .monitors import build_monitors
+from .offload import check_offload
 from .options import ExampleOptions
 from .weigher import ExampleWeigher
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "example_weighting.pt"
 
 
 class ExampleWeightingMixin(CheckpointMixin, HubMixin):
@@ -57,6 +57,7 @@ class ExampleWeightingMixin(CheckpointMixin, HubMixin):
             given["train_dataset"] = self._attach_columns(train_dataset, args)
         super().__init__(**given)
         check_sharding(self.accelerator)
+        check_offload(self.accelerator)
         if self._options.active:
             self._check_combination()
             check_labels(self.train_dataset)
