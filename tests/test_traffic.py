@@ -1,81 +1,250 @@
 """The bytes that features hand to collectives are those that docs/scaling.md says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from hf_gradkit.data.tiny import tiny_llama
 from launch import launch
 from pair_helpers import save_policy
 
+pytestmark = pytest.mark.multiprocess
+
 WORKER = Path(__file__).parent / "workers" / "traffic_cases.py"
-STEPS = 8
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+STEPS, SHARDED_STEPS = 8, 4
+RANKS, PROBES = 2, 256
+AUDIT = {"batch_size": 2}  # 26 examples, so 7 batches for one process and 6 for the other, which runs one more
+BATCHES = 7
 
 
-def case(name, kind, batch=4, callbacks=None, **options):
+def case(name, kind="sft", batch=4, callbacks=None, steps=STEPS, **options):
     return {
         "name": name,
         "kind": kind,
         "batch": batch,
-        "steps": STEPS,
+        "steps": steps,
         "callbacks": callbacks or {},
         "options": options,
     }
 
 
-MICRO = {"weighting": "linupper", "weighting_kwargs": {"scope": "micro_batch", "warmup_ratio": 0.0}}
-STEP = {"weighting": "linupper", "weighting_kwargs": {"scope": "step", "warmup_ratio": 0.0}}
+def weights(scope, **options):
+    return {"weighting": "linupper", "weighting_kwargs": {"scope": scope, "warmup_ratio": 0.0, **options}}
+
+
+TWO = {"gradient_accumulation_steps": 2}
+SAVING = {"save_strategy": "steps", "save_steps": 1000}
+EVERY_OTHER = {"monitor_steps": 2}
+STATISTICS = {"statistics": EVERY_OTHER}
+MEMBERSHIP = case("membership", "membership", attacks=["loss"], **AUDIT)
+
 CASES = [
-    case("sft", "sft"),
-    *(case(f"micro_batch {batch}", "sft", batch, **MICRO) for batch in (4, 8)),
-    case("step", "sft", **STEP),
+    MEMBERSHIP,
+    case("sft", "trl"),
+    case("sft, two", "trl", **TWO),
+    case("saving", "trl", **SAVING),
+    case("sigterm", **SAVING),
+    *(case(f"micro_batch {batch}", batch=batch, **weights("micro_batch")) for batch in (4, 8)),
+    case("step", **weights("step")),
+    case("step, two", **weights("step"), **TWO),
+    case("sequence", **weights("micro_batch", normalization="sequence")),
+    case("groups", group_column="source"),
+    case("resampled", sampler="personal_loss", sampler_kwargs={"plain_epochs": 0}),
+    case("consistency", callbacks={"consistency": EVERY_OTHER}),
+    *(case(f"statistics {batch}", batch=batch, callbacks=STATISTICS) for batch in (1, 4, 8)),
+    case("privacy", callbacks={"privacy_audit": AUDIT}),
     case("dpo", "dpo"),
+    case("dpo, two", "dpo", **TWO),
+    case("madpo", "dpo", weighting="madpo"),
+    case("rpo", "dpo", loss_type=["rpo"]),
     case("beta_dpo", "dpo", loss_type=["beta_dpo"]),
-    case("entanglement", "dpo", callbacks={"entanglement": {"monitor_steps": 2}}),
-    case("direction", "dpo", callbacks={"entanglement": {"monitor_steps": 2, "direction": "step"}}),
-    case("consistency", "sft", callbacks={"consistency": {"monitor_steps": 2}}),
+    case("dpo step", "dpo", **weights("step")),
+    case("balanced pairs", "dpo", gradient_balancing="pair", **TWO),
+    case("balanced batches", "dpo", gradient_balancing="batch", **EVERY_OTHER),
+    case("entanglement", "dpo", callbacks={"entanglement": EVERY_OTHER}),
+    case("direction", "dpo", callbacks={"entanglement": {**EVERY_OTHER, "direction": "step"}}),
 ]
+SHARDED = [
+    MEMBERSHIP,
+    case("gradients", "membership", attacks=["gradient_norm"], **AUDIT),
+    case("extraction", "extraction", prefix_tokens=4, suffix_tokens=4, generations=1, **AUDIT),
+    *(
+        case(name, kind, steps=SHARDED_STEPS, **options)
+        for name, kind, options in (
+            ("micro_batch", "sft", weights("micro_batch")),
+            ("micro_batch, two", "sft", {**weights("micro_batch"), **TWO}),
+            ("step", "sft", weights("step")),
+            ("step, two", "sft", {**weights("step"), **TWO}),
+            ("privacy", "sft", {"callbacks": {"privacy_audit": AUDIT}}),
+            ("dpo", "dpo", {}),
+            ("dpo step", "dpo", weights("step")),
+            ("entanglement", "dpo", {"callbacks": {"entanglement": EVERY_OTHER}}),
+            ("balanced batches", "dpo", {"gradient_balancing": "batch", **EVERY_OTHER}),
+        )
+    ),
+]
+PARTITIONED = [item for item in SHARDED if item["name"] in ("membership", "micro_batch", "step", "privacy")]
+
+
+def count(backend, cases, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(backend)
+    save_policy(folder / "policy", tokenizer)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    launch(WORKER, [str(folder / "cases.json"), str(folder)], f"cpu/{backend}", timeout=300).assert_backend(backend)
+    return json.loads((folder / "traffic.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def counted(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("traffic")
-    save_policy(folder / "policy", tokenizer)
-    (folder / "cases.json").write_text(json.dumps(CASES))
-    launch(WORKER, [str(folder / "cases.json"), str(folder)], timeout=300).assert_world("MULTI_CPU")
-    return json.loads((folder / "traffic.json").read_text())
+    return count("multi_gpu", CASES, tokenizer, tmp_path_factory)
 
 
-def more(counted, name, base, but=()):
+@pytest.fixture(scope="module")
+def sharded(tokenizer, tmp_path_factory):
+    return count("fsdp2", SHARDED, tokenizer, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def partitioned(tokenizer, tmp_path_factory):
+    return count("zero3", PARTITIONED, tokenizer, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sizes(tokenizer):
+    """Bytes of the model's parameters: of all, of the blocks, and of the last norm and the head."""
+    model = tiny_llama(tokenizer, hidden_size=32)
+    blocks = sum(4 * p.numel() for p in model.model.layers.parameters())
+    last = sum(4 * p.numel() for module in (model.model.norm, model.lm_head) for p in module.parameters())
+    return {"P": sum(4 * p.numel() for p in model.parameters()), "blocks": blocks, "last": last}
+
+
+def said(feature, table=0, n=4, **letters):
+    """Return the bytes of a row of the page's table: those of its formula, which goes as far as the first comma."""
+    lines = PAGE.read_text().split("\n| feature |")[1 + table].splitlines()
+    (row,) = (cells for line in lines if (cells := line.split(" | "))[0] == f"| {feature}")
+    formula = re.sub(r"([\w)]) (?=[A-Za-z(])", r"\1 * ", row[1].split(",")[0])
+    return int(eval(formula, {"__builtins__": {}}, {"n": n, "M": 1, "N": RANKS, "k": PROBES, **letters}))
+
+
+def a_pass(feature, **letters):
+    """The same of the table of parameters."""
+    return said(feature, table=1, **letters)
+
+
+def more(counted, name, base, but=("told",)):
     """Bytes of tensors, and object gathers, that a run has beyond another."""
-    skipped = {"objects", *but}
+    skipped = {"objects", "object_bytes", *but}
     total = {run: sum(n for key, n in counted[run].items() if key not in skipped) for run in (name, base)}
     objects = {run: counted[run].get("objects", 0) for run in (name, base)}
     return total[name] - total[base], objects[name] - objects[base]
 
 
-# A gather of rows brings their number along: two integers of 8 bytes.
-SIZES = 16
+def parameters(counted, name, base=None):
+    """Bytes of parameters that FSDP2 gathers in a run, beyond another's."""
+    return counted[name]["parameters"] - (counted[base]["parameters"] if base else 0)
 
 
-@pytest.mark.multiprocess
+WEIGHTS = "weights, columns, example log (`micro_batch`, `running`)"
+BALANCING = "`gradient_balancing`"
+
+
 def test_weights(counted):
     for batch in (4, 8):
-        assert more(counted, f"micro_batch {batch}", "sft") == (STEPS * (9 * 8 * batch + SIZES), 0)
-    assert more(counted, "step", "sft") == (STEPS * 2 * (9 * 8 * 4 + SIZES), 0)
+        assert more(counted, f"micro_batch {batch}", "sft") == (STEPS * said(WEIGHTS, n=batch), 0)
+    assert more(counted, "step", "sft") == (STEPS * said("weights, scope `step`"), 0)
+    assert more(counted, "step, two", "sft, two") == (STEPS * said("weights, scope `step`", M=2), 0)
+    totals = said('`normalization="sequence"`, `normalize_weight_column`')
+    assert more(counted, "sequence", "micro_batch 4") == (STEPS * totals, 0)
 
 
-@pytest.mark.multiprocess
+def test_stopping_groups_and_resampling(counted):
+    stop = said("the same, where checkpoints are written: were any of them asked to stop (SIGTERM)?")
+    assert more(counted, "sigterm", "saving") == (STEPS * stop, 0)
+    # All three names are in the first micro-batch: one gather of some ten bytes each.
+    assert more(counted, "groups", "micro_batch 4") == (0, 1)
+    assert counted["groups"]["object_bytes"] < 100
+    assert more(counted, "resampled", "sft") == (STEPS * said('`sampler="personal_loss"`'), 0)
+
+
 def test_objectives(counted):
-    weighed, beta, drift = 9 * 8 * 4 + SIZES, 2 * 8 * 4 + SIZES, 3 * 4
-    assert more(counted, "beta_dpo", "dpo") == (STEPS * (weighed + beta + drift), 0)
+    for name in ("madpo", "rpo"):
+        assert more(counted, name, "dpo") == (STEPS * said("DPO with any of these, MADPO, RPO"), 0)
+    assert more(counted, "beta_dpo", "dpo") == (STEPS * said("beta-DPO"), 0)
+    assert more(counted, "dpo step", "dpo") == (STEPS * said("DPO, scope `step`"), 0)
 
 
-@pytest.mark.multiprocess
+def test_balancing(counted):
+    besides = said("the same")
+    assert more(counted, "balanced pairs", "dpo, two") == (STEPS * (2 * said(BALANCING) + besides), 0)
+    assert more(counted, "balanced batches", "dpo") == (STEPS * said(BALANCING) + STEPS // 2 * besides, 0)
+
+
 def test_monitors(counted):
-    monitored, probes = STEPS // 2, 256
-    table = 17 * 4 * 4 + SIZES
+    monitored, table = STEPS // 2, said("`EntanglementCallback`")
+    direction = said('the same, `direction="step"`')
     assert more(counted, "entanglement", "dpo") == (monitored * table, 0)
-    assert more(counted, "direction", "dpo") == (monitored * (table + 4 * probes), 0)
+    assert more(counted, "direction", "dpo") == (monitored * (table + direction), 0)
     # DDP's own reduction goes through Python once a hook is registered, and is seen there.
-    assert more(counted, "consistency", "sft", but=["all_reduce"]) == (monitored * 8 * (6 + probes), monitored)
+    figures = said("`WorkerConsistencyCallback`")
+    assert more(counted, "consistency", "sft", but=["all_reduce"]) == (monitored * figures, monitored)
+    assert 8 <= counted["consistency"]["object_bytes"] / (STEPS * 4) < 14  # "about 10 bytes an example"
+
+
+def test_statistics(counted):
+    one, four, eight = (counted[f"statistics {n}"]["object_bytes"] / (STEPS // 2) for n in (1, 4, 8))
+    assert (eight - four) / 4 == 10 + 16  # ids are 16 letters here
+    assert 550 < four - 4 * 26 < 650
+    assert 4 * PROBES < one - (four - 3 * 26) < 4 * PROBES + 400
+    for n in (4, 8):
+        assert more(counted, f"statistics {n}", "sft") == (0, STEPS // 2)
+
+
+def test_audits(counted):
+    assert set(counted["membership"]) == {"told", "object_bytes"}
+    assert more(counted, "privacy", "sft") == (0, 0)
+    assert max(counted[name]["object_bytes"] for name in ("membership", "privacy")) < 10_000
+
+
+def test_passes_of_a_model_that_fsdp2_splits(sharded, sizes):
+    P, last = sizes["P"], sizes["last"] // RANKS
+    one = a_pass("weights, scope `step`", P=P)
+    assert parameters(sharded, "step", "micro_batch") == SHARDED_STEPS * one
+    two = a_pass("weights, scope `step`", P=P, M=2)
+    assert parameters(sharded, "step, two", "micro_batch, two") == SHARDED_STEPS * (two - last)
+    both = a_pass("the same, DPO without precomputed log-probabilities", P=P, Q=P)
+    assert parameters(sharded, "dpo step", "dpo") == SHARDED_STEPS * both
+    for name in ("entanglement", "balanced batches"):
+        assert parameters(sharded, name, "dpo") == 0
+    # What the audit is of before the first step, and again at the end.
+    most = 2 * BATCHES * a_pass("`PrivacyAuditCallback`", P=P)
+    assert most - 2 * BATCHES * last < parameters(sharded, "privacy", "micro_batch") <= most
+
+
+def test_audits_of_a_model_that_fsdp2_splits(sharded, sizes):
+    P, blocks = sizes["P"], sizes["blocks"] // RANKS
+    rest = P // RANKS - blocks
+    assert parameters(sharded, "membership") == BATCHES * blocks + rest
+    assert parameters(sharded, "membership") <= BATCHES * a_pass("membership audit, each model", P=P)
+    # The texts are scored as in any audit, then there is a backward pass of each as well.
+    assert parameters(sharded, "gradients", "membership") == BATCHES * (2 * blocks + rest)
+    most = BATCHES * a_pass("the same, attacks by gradients", P=P)
+    assert parameters(sharded, "gradients", "membership") <= most
+    # Suffixes are scored, then guessed greedily and drawn: transformers reduces 4 bytes a token to know who is done.
+    tokens = sharded["extraction"]["all_reduce"] // 4
+    assert tokens >= 2 * 4 * BATCHES
+    assert parameters(sharded, "extraction") == (tokens + BATCHES) * blocks + 3 * rest
+
+
+def test_passes_of_a_model_that_zero3_splits(partitioned, sizes):
+    def gathered(name, base=None):
+        key = "all_gather_into_tensor"
+        return partitioned[name][key] - (partitioned[base][key] if base else 0)
+
+    most = a_pass("weights, scope `step`", P=sizes["P"])
+    # All of this small model stays whole for a while. The first pass is traced.
+    assert (SHARDED_STEPS - 1) * most <= gathered("step", "micro_batch") <= SHARDED_STEPS * most
+    assert gathered("membership") == pytest.approx(BATCHES * most, rel=0.01)
+    assert 0 < gathered("privacy", "micro_batch") <= 2 * BATCHES * most

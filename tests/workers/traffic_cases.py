@@ -6,43 +6,79 @@ from collections import Counter
 from pathlib import Path
 
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as fsdp
 import trl
+from datasets import Dataset
+from transformers import AutoTokenizer
 
 import hf_gradkit
 from helpers import make_rows, make_trainer, text_dataset
-from hf_gradkit import EntanglementCallback, WorkerConsistencyCallback
+from hf_gradkit import (
+    EntanglementCallback,
+    GradientStatisticsCallback,
+    PrivacyAuditCallback,
+    WorkerConsistencyCallback,
+)
+from hf_gradkit._backends import prepare_cpu_backends
+from hf_gradkit.audit import audit_extraction, audit_membership
 from hf_gradkit.cli.job import release
-from hf_gradkit.data.tiny import train_tokenizer
 from launch import report_world
 from pair_helpers import OURS, dpo, pairs
 
-COLLECTIVES = ("all_gather_into_tensor", "all_gather", "all_reduce", "all_gather_object", "broadcast")
+COLLECTIVES = ("all_gather_into_tensor", "all_gather", "all_reduce", "broadcast")
+OBJECTS = ("all_gather_object", "broadcast_object_list")
+CALLBACKS = {
+    "entanglement": EntanglementCallback,
+    "consistency": WorkerConsistencyCallback,
+    "statistics": GradientStatisticsCallback,
+    "privacy_audit": PrivacyAuditCallback,
+}
+HALF = 13  # members of an audit, and as many non-members
 
 
 class Traffic:
-    """Counts what this process gives to collectives from Python; DDP's own reductions run in C++ and are not seen."""
+    """Counts what this process gives to collectives from Python; DDP's own reductions run in C++ and are not seen.
+
+    Parameters that FSDP2 gathers are under "parameters"; DeepSpeed is the only one to use `all_gather_into_tensor`
+    between CPUs. "objects" are the gathers of objects, "object_bytes" what they gather as tensors.
+    """
 
     def __init__(self):
         self.bytes: Counter[str] = Counter()
-        self._inside = False
-        for name in COLLECTIVES:
+        self._inside = None
+        for name in (*COLLECTIVES, *OBJECTS):
             setattr(dist, name, self._counted(name, getattr(dist, name)))
+        for name in ("all_gather", "broadcast"):  # which those of objects are made of
+            setattr(c10d, name, self._counted(name, getattr(c10d, name)))
+        fsdp.foreach_all_gather = self._of_parameters(fsdp.foreach_all_gather)
 
     def _counted(self, name, original):
         def collective(*positional, **keywords):
-            outer, self._inside = self._inside, True  # an object gather is made of tensor gathers
-            if not outer:
-                tensor = positional[1] if name in ("all_gather_into_tensor", "all_gather") else positional[0]
-                if name == "all_gather_object":
-                    self.bytes["objects"] += 1
-                else:
-                    self.bytes[name] += tensor.numel() * tensor.element_size()
+            outer, self._inside = self._inside, self._inside or name
+            given = [*positional, *keywords.values()]  # DeepSpeed names what it gives, in the same order
+            tensor = given[1] if name in ("all_gather_into_tensor", "all_gather") else given[0]
+            if name in OBJECTS:
+                self.bytes["objects" if name == "all_gather_object" else "told"] += 1
+            elif outer in OBJECTS:
+                self.bytes["object_bytes"] += tensor.numel() * tensor.element_size()
+            elif outer is None:
+                self.bytes[name] += tensor.numel() * tensor.element_size()
             try:
                 return original(*positional, **keywords)
             finally:
                 self._inside = outer
 
         return collective
+
+    def _of_parameters(self, original):
+        def gather(*positional, **keywords):
+            result = original(*positional, **keywords)
+            whole = result.all_gather_output
+            self.bytes["parameters"] += whole.numel() * whole.element_size() // dist.get_world_size()
+            return result
+
+        return gather
 
     def take(self) -> dict[str, int]:
         """Return the counts, and start anew."""
@@ -51,30 +87,57 @@ class Traffic:
         return taken
 
 
+def halves() -> list[Dataset]:
+    rows = [{"text": row["text"] + " and so on and on"} for row in make_rows(2 * HALF)]
+    return [Dataset.from_list(rows[:HALF]), Dataset.from_list(rows[HALF:])]
+
+
+def build(case: dict, folder: Path, tokenizer):
+    """Return the trainer of a case."""
+    options = {"per_device_train_batch_size": case["batch"], "max_steps": case["steps"], "logging_steps": 1000}
+    options |= case["options"]
+    if case["kind"] == "dpo":
+        data = pairs(256, "reward_margin")
+        trainer = dpo(*OURS, str(folder / "policy"), folder / case["name"], data, **options)
+    else:
+        module = trl if case["kind"] == "trl" else hf_gradkit
+        data = text_dataset(512, "source")
+        trainer = make_trainer(module.SFTTrainer, module.SFTConfig, tokenizer, folder / case["name"], data, **options)
+    for name, keywords in case["callbacks"].items():
+        if name == "privacy_audit":
+            keywords["members"], keywords["non_members"] = halves()
+        trainer.add_callback(CALLBACKS[name](trainer=trainer, **keywords))
+    return trainer
+
+
+def audit(case: dict, folder: Path) -> None:
+    policy, cache = str(folder / "policy"), folder / f"{case['name']}-cache"
+    if case["kind"] == "membership":
+        audit_membership(policy, *halves(), bootstrap_rounds=10, cache_folder=cache, **case["options"])
+    else:
+        audit_extraction(policy, *halves(), cache_folder=cache, **case["options"])
+
+
 def main() -> None:
+    prepare_cpu_backends()
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    tokenizer = train_tokenizer([row["text"] for row in make_rows(64)], vocab_size=300)
-    traffic, counted = Traffic(), {}
-    for case in cases:
-        options = {"per_device_train_batch_size": case["batch"], "max_steps": case["steps"], "logging_steps": 1000}
-        output = folder / case["name"]
-        if case["kind"] == "sft":
-            classes = (
-                (hf_gradkit.SFTTrainer, hf_gradkit.SFTConfig) if case["options"] else (trl.SFTTrainer, trl.SFTConfig)
-            )
-            trainer = make_trainer(*classes, tokenizer, output, text_dataset(512), **options, **case["options"])
-        else:
-            trainer = dpo(*OURS, str(folder / "policy"), output, pairs(256), **options, **case["options"])
-        for name, keywords in case.get("callbacks", {}).items():
-            callbacks = {"entanglement": EntanglementCallback, "consistency": WorkerConsistencyCallback}
-            trainer.add_callback(callbacks[name](trainer=trainer, **keywords))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    traffic, counted, trainer = Traffic(), {}, None
+    for case in sorted(cases, key=lambda case: case["kind"] not in ("membership", "extraction")):  # before any trainer
+        if case["kind"] in ("membership", "extraction"):
+            traffic.take()
+            audit(case, folder)
+            counted[case["name"]] = traffic.take()
+            continue
+        if trainer is not None:
+            release(trainer)
+        trainer = build(case, folder, tokenizer)
         traffic.take()
         trainer.train()
         counted[case["name"]] = traffic.take()
-        release(trainer)
     if dist.get_rank() == 0:
         (folder / "traffic.json").write_text(json.dumps(counted))
-    report_world()
+    report_world(trainer)
 
 
 if __name__ == "__main__":
