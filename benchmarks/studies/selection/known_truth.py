@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -76,18 +77,24 @@ def _without_a_word(text: str, rng: random.Random) -> str:
     return " " + " ".join(words)
 
 
+def cross_fit(policy: Path, pairs: list[dict], seed: int, output: Path) -> None:
+    """Give each pair, as `cross_fitted`, its margin by a reward model that was trained on the other folds' pairs."""
+    tokenizer = load_tokenizer(policy)
+    for fold in range(FOLDS):
+        rest = [pair for i, pair in enumerate(pairs) if i % FOLDS != fold]
+        model = train_reward_model(policy, rest, seed, output)
+        for pair, margin in zip(pairs[fold::FOLDS], margins(model, tokenizer, pairs[fold::FOLDS]), strict=True):
+            pair["cross_fitted"] = margin
+
+
 def make_world(seed: int, output: Path) -> World:
     """Make policy, pairs with cross-fitted margins, and the proxy reward model of a seed, once."""
     policy = make_policy(seed, output)
     folder = output / "worlds" / f"seed{seed}"
     held_out = preference_rows(HELD_OUT, seed, "medium", split="test")
     if not (folder / "pairs.json").exists():
-        pairs, tokenizer = make_pairs(seed), load_tokenizer(policy)
-        for fold in range(FOLDS):
-            rest = [pair for i, pair in enumerate(pairs) if i % FOLDS != fold]
-            model = train_reward_model(policy, rest, seed, output)
-            for pair, margin in zip(pairs[fold::FOLDS], margins(model, tokenizer, pairs[fold::FOLDS]), strict=True):
-                pair["cross_fitted"] = margin
+        pairs = make_pairs(seed)
+        cross_fit(policy, pairs, seed, output)
         model = train_reward_model(policy, pairs, seed, output)
         model.save_pretrained(folder / "reward")
         write_json(folder / "pairs.json", pairs)
@@ -105,26 +112,33 @@ class _Curve(TrainerCallback):
             self.points.append({"step": state.global_step, **self.measure(model, SAMPLES)})
 
 
-def run(seed: int, arm: str, output: Path, steps: int = STEPS) -> dict:
-    """Train one arm from the seed's policy and return its curve and what it was trained on."""
-    world = make_world(seed, output)
-    dataset = Dataset.from_list(world.pairs)
-    kept, report = keep(arm, dataset, world.policy, seed, output / "cache")
+def train(
+    world: World, kept: Dataset, seed: int, output: Path, steps: int = STEPS, callbacks: Sequence[TrainerCallback] = ()
+) -> None:
+    """Train the seed's policy on some of its pairs, with the settings of every arm."""
     args = DPOConfig(
         output_dir=str(output / "trainer"), max_steps=steps, learning_rate=RATE, beta=BETA,
         lr_scheduler_type="constant_with_warmup", warmup_steps=10, precompute_ref_log_probs=True, seed=seed, **PLAIN,
     )  # fmt: skip
-    # Of the training pairs, those that are as the generator makes them: junk has no true margin to agree with.
-    plain = World(world.policy, world.reward, [p for p in world.pairs if p["kind"] == "plain"], world.held_out)
-    curve = _Curve(Measure(plain, "test"), steps)
     trainer = DPOTrainer(
         model=load_policy(world.policy),
         args=args,
         train_dataset=kept.select_columns(["prompt", "chosen", "rejected"]),
         processing_class=load_tokenizer(world.policy),
-        callbacks=[curve],
+        callbacks=[*callbacks],
     )
     trainer.train()
+
+
+def run(seed: int, arm: str, output: Path, steps: int = STEPS) -> dict:
+    """Train one arm from the seed's policy and return its curve and what it was trained on."""
+    world = make_world(seed, output)
+    dataset = Dataset.from_list(world.pairs)
+    kept, report = keep(arm, dataset, world.policy, seed, output / "cache")
+    # Of the training pairs, those that are as the generator makes them: junk has no true margin to agree with.
+    plain = World(world.policy, world.reward, [p for p in world.pairs if p["kind"] == "plain"], world.held_out)
+    curve = _Curve(Measure(plain, "test"), steps)
+    train(world, kept, seed, output, steps, [curve])
     kinds = {kind: kept["kind"].count(kind) / len(kept) for kind in ("plain", "flipped", "junk", "copy")}
     length = {key: report[key] for key in ("margin_and_length", "entropy") if key in report}
     true = statistics.fmean(kept["true_margin"])
@@ -150,7 +164,7 @@ def summarise(results: dict[str, dict[int, dict]], folder: Path) -> None:
                 kind: statistics.fmean(r["kinds"][kind] for r in results[arm].values())
                 for kind in ("plain", "flipped", "junk", "copy")
             },
-            "steps_to_full": _steps_to_full(results[arm], last["full"]),
+            "steps_to_full": steps_to_full(results[arm], last["full"]),
         }
         table[arm] = row
         print(f"{arm:18} true {show(row['true'], 2)}  to full {show(row['to_full'], 2)}  "
@@ -158,11 +172,11 @@ def summarise(results: dict[str, dict[int, dict]], folder: Path) -> None:
     write_json(folder / "known_truth.json", table)
 
 
-def _steps_to_full(of_seed: dict[int, dict], full: dict[int, dict]) -> list[int | None]:
-    """Return, for each seed, the first checkpoint at which an arm has the full set's last true reward."""
+def steps_to_full(of_seed: dict[int, dict], full: dict[int, dict], figure: str = "true") -> list[int | None]:
+    """Return, for each seed, the first checkpoint at which an arm has the full set's last figure: true reward."""
     reached = []
     for seed, result in of_seed.items():
-        steps = [point["step"] for point in result["curve"] if point["true"] >= full[seed]["true"]]
+        steps = [point["step"] for point in result["curve"] if point[figure] >= full[seed][figure]]
         reached.append(steps[0] if steps else None)
     return reached
 

@@ -83,6 +83,24 @@ def print_known_truth(folder: Path) -> None:
         cells.append(", ".join("-" if step is None else str(step) for step in summary[arm]["steps_to_full"]))
         cells += [f"{end['kl']['mean']:.1f}", f"{end['proxy']['mean']:.2f}", f"{end['repeated']['mean']:.0%}"]
         print("|", " | ".join(cells), "|")
+    print("\n| arm | " + " | ".join(f"step {step}" for step in details["full"]["curve"]) + " | reaches the last "
+          "agreement of all pairs at |")  # fmt: skip
+    print("|---" * (len(details["full"]["curve"]) + 2) + "|")
+    for arm, own in details.items():
+        cells = [f"`{arm}`", *(f"{point['mean']:.3f}" for point in own["agreement"]["curve"].values())]
+        cells.append(", ".join("-" if step is None else str(step) for step in own["agreement"]["steps_to_full"]))
+        print("|", " | ".join(cells), "|")
+
+
+def print_known_truth_cost(folder: Path) -> None:
+    """Print what the selections of experiment 1 took, and how many steps of training take as long."""
+    found = json.loads((folder / "known_truth_cost.json").read_text())
+    print("\n| | processor seconds | of a DPO run | that is, in steps |")
+    print("|---|---|---|---|")
+    for name, row in found["parts"].items():
+        share = row["of_training"]
+        cells = [show(row["seconds"], ""), show(share, "", 3), f"{share['mean'] * found['steps']:.1f}"]
+        print("|", " | ".join([name, *cells]), "|")
 
 
 def main() -> None:
@@ -90,6 +108,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for name, print_tables in (
         ("known_truth", print_known_truth),
+        ("known_truth_cost", print_known_truth_cost),
         ("pruning", print_pruning),
         ("human", print_human),
     ):

@@ -1,0 +1,65 @@
+"""What the pages of results say is what the files beside them hold."""
+
+import json
+import subprocess
+import sys
+
+from documents import ROOT
+
+FOLDER = ROOT / "docs" / "results" / "selection"
+
+
+def test_the_tables_of_the_selection_study_are_those_of_its_files():
+    script = ROOT / "benchmarks" / "studies" / "selection" / "tables.py"
+    printed = subprocess.run([sys.executable, str(script), str(FOLDER)], capture_output=True, text=True, check=True)
+    rows = [line for line in _page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert not {*rows} - {*printed.stdout.splitlines()}
+
+
+def test_what_is_said_of_agreement_over_training_is_in_the_file():
+    arms = json.loads((FOLDER / "known_truth_details.json").read_text())
+    found = {arm: row["agreement"] for arm, row in arms.items()}
+    page = " ".join(_page().split())
+
+    def curve(arm: str, *steps: str) -> list[str]:
+        return [f"{found[arm]['curve'][step]['mean']:.3f}"[1:] for step in steps]
+
+    assert "from {} at step 10 to {} at step 80 and ends at {}".format(*curve("full", "10", "80", "120")) in page
+    assert "falls from {} at step 40 to {} at the end".format(*curve("random-0.05", "40", "120")) in page
+    kinds = (curve(f"{arm}-0.1", "120")[0] for arm in ("fifa_modular", "fifa_greedy"))
+    assert "at 10 % rise to {} and {}".format(*kinds) in page
+
+    of_all, above, below = _outside(found, "to_full")
+    late = sum(step in ("80", "120") for _, step in below)
+    assert f"of {of_all} differences" in page
+    assert f"{len(below)} intervals lie wholly below zero and none above, {late} of the {len(below)}" in page
+    assert not above
+    of_all, above, below = _outside(found, "to_random")
+    diverse = sum(arm.startswith("diversity") for arm, _ in below)
+    assert f"{len(above)} of {of_all} lie above" in page
+    assert f"and {len(below)} below, {diverse} of these of diversity alone" in page
+    assert above == [("fifa_modular-0.05", "120"), ("fifa_greedy-0.05", "80")]
+
+    reached = {arm: 5 - row["steps_to_full"].count(None) for arm, row in found.items() if arm != "full"}
+    assert max(reached, key=reached.get) == "random-0.1"
+    assert reached["random-0.1"] == 3
+    assert sorted(reached.values())[-2] < 3
+    assert not any(n for arm, n in reached.items() if arm.startswith(("margin", "fifa_greedy")))
+    assert [arm for arm, n in reached.items() if arm.startswith("fifa_modular") and n] == ["fifa_modular-0.25"]
+
+
+def _page() -> str:
+    return FOLDER.with_suffix(".md").read_text()
+
+
+def _outside(found: dict[str, dict], baseline: str) -> tuple[int, list, list]:
+    """Return how many differences to a baseline there are, and those whose intervals are above and below zero."""
+    every = {
+        (arm, step): difference
+        for arm, row in found.items()
+        if arm != "full" and not (baseline == "to_random" and arm.startswith("random"))
+        for step, difference in row[baseline].items()
+    }
+    above = [key for key, difference in every.items() if difference["low"] > 0]
+    return len(every), above, [key for key, difference in every.items() if difference["high"] < 0]
