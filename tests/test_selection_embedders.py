@@ -94,6 +94,21 @@ def test_faiss_says_how_much_it_found(work):
     assert (find_distances(points, 5, "faiss", 0, work)[0] == distances).all()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_inflation_of_points_with_many_copies(work):
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    distances, facts = find_distances(np.repeat(points, 4, axis=0), 2, "faiss", 0, work)
+    assert not distances.any()
+    assert facts["inflation"] == 1  # there is no distance to compare
+    some = np.concatenate([np.repeat(points[:200], 4, axis=0), points[200:]])
+    distances, facts = find_distances(some, 2, "faiss", 0, work)
+    exact = neighbour_distances(some, 2)
+    apart = exact > 0
+    assert 0 < apart.sum() < len(some)
+    assert facts["inflation"] == pytest.approx((distances[apart] / exact[apart]).mean(), abs=1e-5)
+
+
 def test_auto_is_exact_for_small_data(work):
     points = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
     distances, facts = find_distances(points, 2, "auto", 0, work)
