@@ -18,6 +18,7 @@ logger = get_logger(__name__)
 
 SEARCHES = ("auto", "exact", "faiss")
 RECALL_QUERIES = 1000
+ENOUGH_RECALL = 0.9
 
 
 def check_search(search: Any) -> None:
@@ -126,7 +127,11 @@ def _faiss(points: np.ndarray, k: int, seed: int, work: Work) -> tuple[np.ndarra
         "recall": float(np.sum(hits) / (k * len(sample))),
         "inflation": _inflation(theirs, exact[:, -1]),
     }
-    logger.info(f"faiss found {facts['recall']:.1%} of the exact neighbours of {len(sample)} prompts.")
+    said = f"faiss found {facts['recall']:.1%} of the exact neighbours of {len(sample)} prompts."
+    if facts["recall"] < ENOUGH_RECALL:
+        logger.warning(f"{said} Distances, and so diversity, are rough: set `neighbours` to 'exact'.")
+    else:
+        logger.info(said)
     return distances[:, -1], facts
 
 
