@@ -7,8 +7,9 @@
 
 All get the same rows: random unit vectors around 200 centres, as embeddings of prompts are. Ours and scikit-learn's
 take turns in one process with as many threads each; ours ends with distances from differences in float64. Printed are
-the median of each one's times, of the ratio of the same turn with its range, the largest difference between the two
-results, and with --faiss its time, recall on 1,000 exact queries, and by how much its distances are too large.
+the medians of each one's times, the median and range of the ratio of the same turn's CPU times, the largest
+difference between the two results, and with --faiss its time, its recall on 1,000 exact queries, and how much too
+large its distances are. Other points, which are harder for faiss: benchmarks/neighbours_recall.py.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,11 +56,11 @@ def theirs(points: np.ndarray, k: int, queries: int) -> np.ndarray:
     return search.kneighbors(points[:queries])[0][:, -1]
 
 
-def timed(function, *arguments) -> tuple[float, np.ndarray]:
-    """Return how many seconds a function takes, and what it returns."""
-    start = time.perf_counter()
+def timed(function, *arguments) -> tuple[float, float, Any]:
+    """Return a function's wall time and this process's CPU time in seconds, and what it returns."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start, time.process_time() - start_cpu, result
 
 
 def main() -> None:
@@ -77,15 +79,17 @@ def main() -> None:
     points = make_rows(options.rows, options.dimension)
     queries = options.queries or options.rows
     times: dict[str, list[float]] = {"hf_gradkit": [], "scikit-learn": []}
+    cpu: dict[str, list[float]] = {"hf_gradkit": [], "scikit-learn": []}
     with threadpool_limits(options.threads):
         for turn in range(options.turns):
             arms = [("hf_gradkit", ours), ("scikit-learn", theirs)]
             found = {}
             for name, search in arms if turn % 2 else arms[::-1]:
-                seconds, found[name] = timed(search, points, options.k, queries)
+                seconds, cpu_seconds, found[name] = timed(search, points, options.k, queries)
                 times[name].append(seconds)
-        ratios = [own / other for own, other in zip(times["hf_gradkit"], times["scikit-learn"], strict=True)]
-        figures: dict[str, object] = {
+                cpu[name].append(cpu_seconds)
+        ratios = [own / other for own, other in zip(cpu["hf_gradkit"], cpu["scikit-learn"], strict=True)]
+        figures: dict[str, Any] = {
             "command": shlex.join(["python", "benchmarks/neighbours.py", *sys.argv[1:]]),
             "rows": options.rows,
             "queries": queries,
@@ -93,15 +97,16 @@ def main() -> None:
             "k": options.k,
             "threads": options.threads,
             "seconds": times,
-            "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+            "cpu_seconds": cpu,
+            "cpu_ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
             "largest_difference": float(np.abs(found["hf_gradkit"] - found["scikit-learn"]).max()),
         }
         if options.faiss:
             with tempfile.TemporaryDirectory() as folder:
-                seconds, (_, facts) = timed(find_distances, points, options.k, "faiss", 0, Work(Path(folder)))
+                seconds, _, (_, facts) = timed(find_distances, points, options.k, "faiss", 0, Work(Path(folder)))
             figures["faiss"] = {"seconds_with_recall": seconds, **facts}
     for name, seconds in times.items():
-        print(f"{name:<14}{statistics.median(seconds):8.2f} s")
+        print(f"{name:<14}{statistics.median(seconds):8.2f} s, of the CPU {statistics.median(cpu[name]):.2f} s")
     print(f"{'ratio':<14}{statistics.median(ratios):8.3f}   {min(ratios):.3f} to {max(ratios):.3f}")
     print(f"largest difference of a distance: {figures['largest_difference']:.2g}")
     if options.faiss:

@@ -1,5 +1,6 @@
 """Embedders and neighbours, each against a slow, plain computation with the real model."""
 
+import logging
 import sys
 
 import numpy as np
@@ -92,6 +93,31 @@ def test_faiss_says_how_much_it_found(work):
     sample = np.sort(np.random.default_rng([0, 3]).permutation(3000)[:1000])
     assert facts["inflation"] == pytest.approx((distances[sample] / exact[sample]).mean(), abs=1e-5)
     assert (find_distances(points, 5, "faiss", 0, work)[0] == distances).all()
+
+
+@pytest.mark.parametrize(("dimension", "warned"), [(2, False), (128, True)])
+def test_a_low_recall_is_warned_about(work, caplog, dimension, warned):
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).standard_normal((4000, dimension)).astype(np.float32)
+    with caplog.at_level(logging.WARNING):
+        _, facts = find_distances(points, 5, "faiss", 0, work)
+    assert (facts["recall"] < 0.9) == warned
+    assert ("set `neighbours` to 'exact'" in caplog.text) == warned
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_inflation_of_points_with_many_copies(work):
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    distances, facts = find_distances(np.repeat(points, 4, axis=0), 2, "faiss", 0, work)
+    assert not distances.any()
+    assert facts["inflation"] == 1  # there is no distance to compare
+    some = np.concatenate([np.repeat(points[:200], 4, axis=0), points[200:]])
+    distances, facts = find_distances(some, 2, "faiss", 0, work)
+    exact = neighbour_distances(some, 2)
+    apart = exact > 0
+    assert 0 < apart.sum() < len(some)
+    assert facts["inflation"] == pytest.approx((distances[apart] / exact[apart]).mean(), abs=1e-5)
 
 
 def test_auto_is_exact_for_small_data(work):

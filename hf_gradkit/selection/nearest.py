@@ -18,6 +18,7 @@ logger = get_logger(__name__)
 
 SEARCHES = ("auto", "exact", "faiss")
 RECALL_QUERIES = 1000
+ENOUGH_RECALL = 0.9
 
 
 def check_search(search: Any) -> None:
@@ -40,7 +41,8 @@ def find_distances(points: np.ndarray, k: int, search: str, seed: int, work: Wor
 
     Returns:
         Distances, (N,) float64; and `search`, with faiss also `recall` (share of the exact k neighbours found, over
-        1,000 points) and `inflation` (mean of the distance found over the exact one): misses make distances too large.
+        1,000 points) and `inflation` (mean of the distance found over the exact one, where that is not 0): misses make
+        distances too large.
 
     Raises:
         ImportError: for `"faiss"` where it is not installed.
@@ -123,10 +125,20 @@ def _faiss(points: np.ndarray, k: int, seed: int, work: Work) -> tuple[np.ndarra
         "clusters": clusters,
         "probes": index.nprobe,
         "recall": float(np.sum(hits) / (k * len(sample))),
-        "inflation": float(np.mean(theirs[exact[:, -1] > 0] / exact[exact[:, -1] > 0, -1])),
+        "inflation": _inflation(theirs, exact[:, -1]),
     }
-    logger.info(f"faiss found {facts['recall']:.1%} of the exact neighbours of {len(sample)} prompts.")
+    said = f"faiss found {facts['recall']:.1%} of the exact neighbours of {len(sample)} prompts."
+    if facts["recall"] < ENOUGH_RECALL:
+        logger.warning(f"{said} Distances, and so diversity, are rough: set `neighbours` to 'exact'.")
+    else:
+        logger.info(said)
     return distances[:, -1], facts
+
+
+def _inflation(found: np.ndarray, exact: np.ndarray) -> float:
+    """Return the mean of the distance found over the exact one, of points with one above 0; 1 if there is none."""
+    apart = exact > 0
+    return float(np.mean(found[apart] / exact[apart])) if apart.any() else 1.0
 
 
 def _without_itself(squared: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
