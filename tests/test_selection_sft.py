@@ -16,7 +16,7 @@ from difficulty_helpers import plain_log_probs, plain_scores, sft_data
 from helpers import DEFAULTS, WORDS
 from hf_gradkit.cli import select
 from hf_gradkit.scoring import SFTFormat, add_difficulty, tokenize_sft
-from hf_gradkit.scoring.sft_data import TokenRow
+from hf_gradkit.scoring.token_rows import TokenRow
 from hf_gradkit.selection import EL2N, IFD, PADA, SELECTORS, GraNd, Perplexity
 from hf_gradkit.selection.difficulty import HARDEST, UNLABELLED
 from hf_gradkit.selection.ifd import MISLEADING

@@ -11,7 +11,8 @@ from datasets import Dataset, concatenate_datasets
 
 from .._text import did_you_mean, listing
 from ..data.hold_out import HoldOutRecord, row_hash
-from ..scoring.sft_data import IGNORED, SFTFormat, TokenRow, tokenize_sft
+from ..scoring.sft_data import SFTFormat, tokenize_sft
+from ..scoring.token_rows import IGNORED, TokenRow
 
 NO_RECORD = (
     "The non-members were not held out at random before training by hold_out, or no record of it was given: "

@@ -14,8 +14,9 @@ from ..data.private_files import make_private_folder
 from ..scoring import fingerprints, load_scores, score_rows
 from ..scoring.language_models import check_rows
 from ..scoring.processes import on_main
-from ..scoring.sft_data import SFTFormat, TokenRow
+from ..scoring.sft_data import SFTFormat
 from ..scoring.sharding import is_split
+from ..scoring.token_rows import TokenRow
 from .canaries import audit_canaries
 from .discoverable import suffix_probability
 from .evaluation import require_sklearn

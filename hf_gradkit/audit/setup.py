@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from ..data.hold_out import HoldOutRecord
 from ..scoring import fingerprints
-from ..scoring.sft_data import SFTFormat, TokenRow
+from ..scoring.sft_data import SFTFormat
+from ..scoring.token_rows import TokenRow
 from .examples import Examples, find_sides
 from .models import REFERENCE, TARGET, AuditedModel
 

@@ -9,7 +9,7 @@ import torch
 
 from .._text import check_whole_number
 from ..scoring import fingerprints
-from ..scoring.sft_data import TokenRow
+from ..scoring.token_rows import TokenRow
 from .sampling import Sampling
 
 

@@ -12,8 +12,8 @@ from ..data.private_files import make_private_folder
 from ..scoring import TokenScorer, fingerprints, load_scores, score_rows, token_statistics
 from ..scoring.language_models import check_rows
 from ..scoring.processes import on_main
-from ..scoring.sft_data import TokenRow
 from ..scoring.sharding import is_split
+from ..scoring.token_rows import TokenRow
 from .attacks import TokenRecord, TokenScores
 from .examples import token_hashes
 from .models import REFERENCE, TARGET, AuditedModel

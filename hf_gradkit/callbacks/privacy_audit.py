@@ -31,7 +31,7 @@ from ..scoring import (
     tokenize_sft,
 )
 from ..scoring.processes import on_main, world
-from ..scoring.sft_data import IGNORED
+from ..scoring.token_rows import IGNORED
 from .figures_log import FiguresLog
 
 logger = logging.getLogger(__name__)

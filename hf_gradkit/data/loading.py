@@ -66,12 +66,14 @@ def builder_of(path: Path) -> str:
         ValueError: for an unknown extension.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
+    packed = bool(suffixes) and suffixes[-1] in COMPRESSED
+    if packed:
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in BUILDERS:
+    if not suffixes or suffixes[-1] not in BUILDERS or (packed and suffixes[-1] == ".parquet"):
+        text = [kind for kind in BUILDERS if kind != ".parquet"]
         raise ValueError(
-            f"The data file {str(path)!r} has an unknown extension. Known ones: {listing(BUILDERS)}, each also with "
-            f"{listing(COMPRESSED)} after it."
+            f"The data file {str(path)!r} has an unknown extension. Known ones: {listing(BUILDERS)}; {listing(text)} "
+            f"also with {listing(COMPRESSED)} after it."
         )
     return BUILDERS[suffixes[-1]]
 

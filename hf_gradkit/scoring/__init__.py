@@ -7,7 +7,8 @@ from .folds import Folds, fold_of
 from .margins import PairScoring, Rewards, add_reward_margins
 from .records import check_recorded_reward_model, describe_model, recorded_reward_model
 from .rewards import RewardScorer, load_reward_model, tokenize_pairs
-from .sft_data import SFTFormat, TokenRow, tokenize_sft
+from .sft_data import SFTFormat, tokenize_sft
+from .token_rows import TokenRow
 from .tokens import TokenScorer, TokenStatistics, token_statistics
 
 __all__ = [

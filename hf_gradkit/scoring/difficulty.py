@@ -23,7 +23,8 @@ from .language_models import check_rows, ready_language_model
 from .processes import on_main
 from .records import describe_model, hash_of
 from .saved_models import check_dtype, is_saved, score_cache, tokenizer_of
-from .sft_data import SFTFormat, TokenRow, hash_token_rows, tokenize_sft
+from .sft_data import SFTFormat, tokenize_sft
+from .token_rows import TokenRows, hash_token_rows
 from .tokens import token_statistics
 from .work import read_json, write_json
 
@@ -163,10 +164,10 @@ class DifficultyScoring:
         return example_ids(self.dataset, self.layout.content_columns(self.dataset), self.example_id_column)
 
     @cached_property
-    def rows(self) -> list[TokenRow]:
+    def rows(self) -> TokenRows:
         """Tokens and labels of each example."""
         rows = self._tokenized(self._models[0])
-        if not any(row.label_tokens for row in rows):
+        if not rows.label_tokens.any():
             raise ValueError(
                 "No example has a label token, so there is nothing to score. Look at `max_length` "
                 f"({self.layout.max_length}), which may leave the prompts only, and at the masks of the data."
@@ -185,7 +186,7 @@ class DifficultyScoring:
         """Return whether the models' tokenizers are not all the same."""
         return len({fingerprints.hash_tokenizer(self._tokenizer_of(model)) for model in self._models}) > 1
 
-    def _tokenized(self, model: Any) -> list[TokenRow]:
+    def _tokenized(self, model: Any) -> TokenRows:
         tokenizer = self._tokenizer_of(model) if self._needs_tokenizer else self.tokenizer
         return tokenize_sft(self.dataset, tokenizer, self.layout)
 
@@ -218,7 +219,7 @@ class DifficultyScoring:
     def run(self) -> Difficulty:
         """Return the scores of all examples: computed now, by all processes, or before."""
         cache = score_cache(self.cache_folder)
-        items = [row for row in self.rows if row.label_tokens]
+        items = self.rows.labelled()
         self._warn_of_unlabelled(len(self.rows) - len(items))
         figures: list[dict[str, np.ndarray]] = []
         scored, coverage = 0, None
@@ -234,31 +235,29 @@ class DifficultyScoring:
             figures,
             ids=self.ids,
             has_ids=self.example_id_column is not None,
-            label_tokens=np.array([row.label_tokens for row in self.rows]),
+            label_tokens=self.rows.label_tokens,
             models=self.names,
             key=self.key,
             scored=scored,
             coverage=coverage,
         )
 
-    def _in_place(self, items: list[TokenRow], values: np.ndarray) -> np.ndarray:
+    def _in_place(self, items: TokenRows, values: np.ndarray) -> np.ndarray:
         """Return figures of the examples that have labels as figures of all, NaN for the others. (n,)"""
         whole = np.full(len(self.rows), np.nan)
-        whole[[item.row for item in items]] = values
+        whole[items.numbers] = values
         return whole
 
     def _warn_of_unlabelled(self, number: int) -> None:
         if number:
-            first = [self.ids[row.row] for row in self.rows if not row.label_tokens][:5]
+            first = [self.ids[row] for row in np.flatnonzero(self.rows.label_tokens == 0)[:5]]
             logger.warning(
                 f"{number} of {len(self.rows)} examples have no label token: the completion is empty or masked, or "
                 f"max_length ({self.layout.max_length}) cuts it off. Training learns nothing from them, and their "
                 f"scores are empty. The first ones: {listing(first)}."
             )
 
-    def _score(
-        self, model: Any, items: list[TokenRow], folder: Path, key: str
-    ) -> tuple[Scores, dict[str, Any] | None]:
+    def _score(self, model: Any, items: TokenRows, folder: Path, key: str) -> tuple[Scores, dict[str, Any] | None]:
         """Return the figures of the examples that have labels, and of which parameters GraNd is the norm."""
         columns = (GradientScorer if "grand" in self.by else ForwardScorer).columns
         kept = load_scores(folder, key, columns, len(items))
@@ -268,7 +267,7 @@ class DifficultyScoring:
         ready = ready_language_model(model, self.dtype, self.device, trainable, **self.options)
         with ready as live, token_statistics(live, OUTPUTS) as statistics:
             check_rows(items, live)
-            numbers = [item.row for item in items]
+            numbers = items.numbers
             if not trainable:
                 scorer = ForwardScorer(statistics)
                 return score_rows(items, scorer, folder, key, self.batch_size, numbers, "example"), None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._text import listing
 from ..gradients import GradientRecordError, Recorder, record_gradients
-from .sft_data import TokenRow
+from .token_rows import TokenRow
 from .tokens import TokenStatistics
 
 OUTPUTS = ("log_probs", "log_sum_sq_probs", "is_top1")  # per-token figures that the scores are made of

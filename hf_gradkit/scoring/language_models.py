@@ -12,7 +12,7 @@ from .._compat import whole_models
 from .fingerprints import find_model
 from .processes import world
 from .saved_models import position_limit
-from .sft_data import TokenRow
+from .token_rows import TokenRow
 
 
 def load_language_model(name: str, dtype: Any = "auto", trainable: bool = False, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """Reward margins as columns of a preference data set: scored once, kept under a hash of model and data."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -261,7 +262,7 @@ def _check_whole(model: Any) -> None:
         )
 
 
-def _check_vocabulary(sequences: list[np.ndarray], model: Any) -> None:
+def _check_vocabulary(sequences: Sequence[np.ndarray], model: Any) -> None:
     largest = max((int(ids.max()) for ids in sequences if len(ids)), default=-1)
     known = model.get_input_embeddings().num_embeddings
     if largest >= known:

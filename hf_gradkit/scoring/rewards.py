@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .fingerprints import find_model
 from .pairs import content_columns, is_conversation, whole_texts
+from .token_rows import TokenFile
 
 logger = get_logger(__name__)
 
@@ -61,7 +62,7 @@ class RewardScorer:
         return torch.from_numpy(values).to(self.model.device, non_blocking=True)
 
 
-def tokenize_pairs(dataset: Dataset, tokenizer: Any, max_length: int | None) -> list[np.ndarray]:
+def tokenize_pairs(dataset: Dataset, tokenizer: Any, max_length: int | None) -> TokenFile:
     """Return the tokens of chosen and rejected of each pair, as `trl.RewardTrainer` makes them. 2 n sequences
 
     TRL drops pairs that are too long; here they are cut at the left, since every pair needs a score and a causal
@@ -76,20 +77,24 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, max_length: int | None) -> 
             "The pairs are conversations, but the tokenizer of the reward model has no chat template, so they cannot "
             "be written as it was trained on them. Give a tokenizer with the template, or pairs of plain text."
         )
-    sequences: list[np.ndarray] = []
     cut = 0
-    for chosen, rejected, options in whole_texts(rows, tokenizer.eos_token):
-        pair = [_tokens(tokenizer, text, options) for text in (chosen, rejected)]
-        if max_length is not None and max(map(len, pair)) > max_length:
-            pair = [ids[-max_length:] for ids in pair]
-            cut += 1
-        sequences += [np.array(ids, dtype=np.int64) for ids in pair]
+
+    def sequences() -> Iterator[list[int]]:
+        nonlocal cut
+        for chosen, rejected, options in whole_texts(rows, tokenizer.eos_token):
+            pair = [_tokens(tokenizer, text, options) for text in (chosen, rejected)]
+            if max_length is not None and max(map(len, pair)) > max_length:
+                pair = [ids[-max_length:] for ids in pair]
+                cut += 1
+            yield from pair
+
+    made = TokenFile(sequences())
     if cut:
         logger.warning(
             f"{cut} of {len(dataset)} pairs are longer than max_length ({max_length} tokens). They are cut at the "
             "left, so that the end, where the reward is read off, stays."
         )
-    return sequences
+    return made
 
 
 def _tokens(tokenizer: Any, text: Any, options: dict[str, Any]) -> list[int]:

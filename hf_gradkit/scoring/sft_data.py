@@ -1,21 +1,22 @@
 """SFT data as tokens and labels: exactly those that `trl.SFTTrainer` would train on, one row an example."""
 
 import copy
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from tqdm.auto import tqdm
 from trl import get_training_chat_template, is_conversational
 from trl.chat_template_utils import has_generation_markers
 
 from .. import _compat
 from .._text import did_you_mean, listing
 from .processes import world
+from .token_rows import TokenRow, TokenRows
 
-IGNORED = -100  # label of a token that is not learnt
+ROWS_AT_ONCE = 4096  # that are in memory while they are tokenised
 TRUNCATION_MODES = ("keep_start", "keep_end")
 
 
@@ -90,77 +91,81 @@ class SFTFormat:
         )
 
 
-@dataclass(frozen=True)
-class TokenRow:
-    """One example as the model sees it.
-
-    Attributes:
-        input_ids: its tokens. (t,) int64
-        labels: the same tokens, -100 where a token is not learnt; the first one is never predicted. (t,) int64
-        row: number of the example in the user's data; -1 where it has none.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    row: int = -1
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def label_tokens(self) -> int:
-        """How many of its tokens are predicted and learnt."""
-        return int((self.labels[1:] != IGNORED).sum())
-
-
-def tokenize_sft(dataset: Dataset, tokenizer: Any, layout: SFTFormat | None = None) -> list[TokenRow]:
+def tokenize_sft(
+    dataset: Dataset,
+    tokenizer: Any,
+    layout: SFTFormat | None = None,
+    convert: Callable[[Dataset, int], Dataset] | None = None,
+) -> TokenRows:
     """Return the tokens and labels of each example, as `trl.SFTTrainer` prepares it, in the data's order.
 
     Nothing is packed, shuffled or dropped: an example without a label token is there too, where TRL's training leaves
-    it out (one of which `max_length` keeps the prompt only).
+    it out (one of which `max_length` keeps the prompt only). A part of the data at a time is in memory.
 
     Args:
         dataset: prompts and completions, conversations, plain text, or `input_ids` (with `labels`, if not all learnt).
         tokenizer: the model's.
         layout: how tokens and labels are made; TRL's defaults when None.
+        convert: makes SFT data of other data, from a part of it and the number of its first row.
 
     Raises:
         ValueError: if columns or contents are missing, conversations meet a tokenizer without chat template, or
             options do not fit the data.
     """
     layout = layout or SFTFormat()
-    columns = layout.content_columns(dataset)
+    if convert is None:
+        layout.content_columns(dataset)  # says now what is missing
     if not len(dataset):
         raise ValueError("The data has no rows, so there is nothing to score. Check the file and the split.")
-    for column in columns[: 2 if columns[0] == "prompt" else 1]:
-        _check_values(dataset, column)
-    dataset = dataset.with_format(None)
-    first = dataset[0]
+    world()  # TRL's preparation asks for the processes, and must find those that know each other
+    return TokenRows(_tokenized(dataset.with_format(None), tokenizer, layout, convert))
+
+
+def _tokenized(
+    dataset: Dataset, tokenizer: Any, layout: SFTFormat, convert: Callable[[Dataset, int], Dataset] | None
+) -> Iterator[TokenRow]:
+    starts = range(0, len(dataset), ROWS_AT_ONCE)
+    number, prepare = 0, None
+    quiet = len(starts) > 1 and not are_progress_bars_disabled()
+    if quiet:  # else several bars a part
+        disable_progress_bars()
+    try:
+        for start in tqdm(starts, desc="tokenizing", disable=not quiet or not world().is_main_process):
+            part = dataset.select(range(start, min(start + ROWS_AT_ONCE, len(dataset))))
+            if convert is not None:
+                part = convert(part, start)
+            columns = layout.content_columns(part)
+            for column in columns[: 2 if columns[0] == "prompt" else 1]:
+                _check_values(part, column, number)
+            prepare = prepare or _preparation(part[0], columns[0] == "input_ids", tokenizer, layout)
+            yield from _rows(prepare(part), layout, number)
+            number += len(part)
+    finally:
+        if quiet:
+            enable_progress_bars()
+
+
+def _preparation(
+    first: dict[str, Any], has_tokens: bool, tokenizer: Any, layout: SFTFormat
+) -> Callable[[Dataset], Dataset]:
+    """Return what tokenises parts of the data, as its first row decides."""
     template = None
-    if columns[0] != "input_ids":
+    if not has_tokens:
         tokenizer = _with_eos(tokenizer, layout)
         template = _check_template(first, tokenizer, layout)
     completion_only = layout.completion_only_loss
     if completion_only is None:  # as TRL decides
         completion_only = "prompt" in first and "completion" in first
-    world()  # TRL's preparation asks for the processes, and must find those that know each other
-    try:
-        prepared = _compat.prepare_sft_dataset(
-            dataset, tokenizer, layout.dataset_text_field, completion_only, layout.assistant_only_loss, template
-        )
-    except RuntimeError as error:  # no assistant tokens
-        raise ValueError(str(error)) from error
-    return list(_rows(prepared, layout))
 
+    def prepare(part: Dataset) -> Dataset:
+        try:
+            return _compat.prepare_sft_dataset(
+                part, tokenizer, layout.dataset_text_field, completion_only, layout.assistant_only_loss, template
+            )
+        except RuntimeError as error:  # no assistant tokens
+            raise ValueError(str(error)) from error
 
-def hash_token_rows(rows: list[TokenRow]) -> str:
-    """Hash tokens and labels of examples, in order. 32 hexadecimal digits"""
-    total = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        total.update(len(row).to_bytes(8, "little"))
-        total.update(row.input_ids.tobytes())
-        total.update(row.labels.tobytes())
-    return total.hexdigest()
+    return prepare
 
 
 def _with_eos(tokenizer: Any, layout: SFTFormat) -> Any:
@@ -174,8 +179,8 @@ def _with_eos(tokenizer: Any, layout: SFTFormat) -> Any:
     return tokenizer
 
 
-def _check_values(dataset: Dataset, column: str) -> None:
-    for number, value in enumerate(dataset.with_format(None)[column]):
+def _check_values(dataset: Dataset, column: str, first: int) -> None:
+    for number, value in enumerate(dataset[column], first):
         if value is None or (not isinstance(value, str) and not len(value)):
             raise ValueError(f"Row {number} of the data has an empty {column!r}: {value!r}. Remove the row.")
 
@@ -208,12 +213,12 @@ def _check_template(first: dict[str, Any], tokenizer: Any, layout: SFTFormat) ->
     return None
 
 
-def _rows(prepared: Dataset, layout: SFTFormat) -> Iterator[TokenRow]:
+def _rows(prepared: Dataset, layout: SFTFormat, first: int) -> Iterator[TokenRow]:
     kept = slice(None)
     if layout.max_length is not None:
         start = layout.truncation_mode == "keep_start"
         kept = slice(None, layout.max_length) if start else slice(-layout.max_length, None)
-    for number, row in enumerate(prepared.select_columns(["input_ids", "labels"]).with_format("numpy")):
+    for number, row in enumerate(prepared.select_columns(["input_ids", "labels"]).with_format("numpy"), first):
         ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
         if len(ids) != len(labels):
             raise ValueError(f"Row {number} of the data has {len(ids)} `input_ids` and {len(labels)} `labels`.")

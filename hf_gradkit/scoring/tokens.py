@@ -16,7 +16,7 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from .._text import did_you_mean, listing
-from .sft_data import IGNORED, TokenRow
+from .token_rows import IGNORED, TokenRow
 from .vocabulary import OF_TRL, VARIANCE, head_in_one_pass
 from .work import as_ragged
 

@@ -13,7 +13,9 @@ from .._compat import whole_models
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
 from ..scoring.saved_models import position_limit
+from ..scoring.token_rows import TokenFile
 from .components import Component
+from .language import token_ids
 from .tfidf import HashedTfidf
 from .work import Work
 
@@ -52,9 +54,8 @@ class HiddenStates(Component):
             with whole_models():
                 model = AutoModel.from_pretrained(str(folder), dtype=self.dtype, **options).eval().to(work.device)
             limit = min(self.max_length, position_limit(model) or self.max_length)
-            texts = [text or " " for text in prompts.texts]
-            sequences = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-            yield [np.array(ids, dtype=np.int64) for ids in sequences], PoolingScorer(model, pad_of(tokenizer))
+            sequences = TokenFile(token_ids(prompts.texts, tokenizer, truncation=True, max_length=limit))
+            yield sequences, PoolingScorer(model, pad_of(tokenizer))
 
         content = on_main(lambda: fingerprints.hash_folder(folder))
         identity = (content, self.max_length, self.dtype, prompts.fingerprint)

@@ -1,5 +1,6 @@
 """Instruction-following difficulty: how much a prompt helps a model with its answer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,8 @@ from datasets import Dataset
 from .._text import listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.sft_data import IGNORED, SFTFormat, TokenRow, tokenize_sft
+from ..scoring.sft_data import SFTFormat, tokenize_sft
+from ..scoring.token_rows import IGNORED, TokenRow, TokenRows
 from .base import Assessment, Selector
 from .difficulty import UNLABELLED
 from .embedders import check_model
@@ -55,14 +57,14 @@ class IFD(Selector):
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return both losses of each example, in nats a token, and their ratio."""
-        pairs = prompts_and_completions(dataset)
-        columns = [name for name in pairs.column_names if name in ("prompt", "completion", "tools")]
-        content = on_main(lambda: fingerprints.hash_rows(pairs, columns))
+        prompts_and_completions(dataset.select([0]))  # says now what is missing
+        columns = [name for name in dataset.column_names if name in ("prompt", "completion", "messages", "tools")]
+        content = on_main(lambda: fingerprints.hash_rows(dataset, columns))
         with work.timed("ifd"):
             sums, tokens = log_probs(
                 "ifd",
                 self.model,
-                lambda tokenizer: self._rows(pairs, tokenizer),
+                lambda tokenizer: TokenRows(self._rows(dataset, tokenizer)),
                 np.repeat(np.arange(len(dataset)), 2),
                 (content, self.max_length),
                 work,
@@ -84,19 +86,24 @@ class IFD(Selector):
             found.ruled_out[MISLEADING] = ratio > self.drop_above
         return found
 
-    def _rows(self, pairs: Dataset, tokenizer: Any) -> list[TokenRow]:
-        """Return each example with its prompt, and its answer alone. 2 n rows"""
-        start, made = start_token(tokenizer), []
-        for row in tokenize_sft(pairs, tokenizer, SFTFormat(max_length=self.max_length)):
+    def _rows(self, dataset: Dataset, tokenizer: Any) -> Iterator[TokenRow]:
+        """Yield each example with its prompt, and its answer alone. 2 n rows"""
+        start = start_token(tokenizer)
+        layout = SFTFormat(max_length=self.max_length)
+        for row in tokenize_sft(dataset, tokenizer, layout, prompts_and_completions):
             answer = row.input_ids[row.labels != IGNORED]
             answer = answer if row.labels[0] == IGNORED else answer[1:]  # what is predicted with the prompt
             alone = np.concatenate([[start], answer]).astype(np.int64)
-            made += [row, TokenRow(alone, np.concatenate([[IGNORED], answer]).astype(np.int64), row.row)]
-        return made
+            yield row
+            yield TokenRow(alone, np.concatenate([[IGNORED], answer]).astype(np.int64), row.row)
 
 
-def prompts_and_completions(dataset: Dataset) -> Dataset:
+def prompts_and_completions(dataset: Dataset, first: int = 0) -> Dataset:
     """Return SFT data as `prompt` and `completion`; of messages, the last answer is the completion.
+
+    Args:
+        dataset: the data, or a part of it.
+        first: number of its first row, for messages.
 
     Raises:
         ValueError: if the data has neither these columns nor messages that end with an answer.
@@ -110,7 +117,7 @@ def prompts_and_completions(dataset: Dataset) -> Dataset:
             f"{listing(present)}."
         )
     rows = []
-    for number, row in enumerate(dataset.with_format(None)):
+    for number, row in enumerate(dataset.with_format(None), first):
         messages = row["messages"]
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError(f"The messages of row {number} of the data do not end with an answer to a prompt.")

@@ -16,7 +16,8 @@ from ..scoring.difficulty_scorers import TRAINABLE, recorded_norms
 from ..scoring.language_models import check_rows, load_language_model
 from ..scoring.processes import on_main
 from ..scoring.saved_models import load_tokenizer
-from ..scoring.sft_data import SFTFormat, TokenRow, hash_token_rows, tokenize_sft
+from ..scoring.sft_data import SFTFormat, tokenize_sft
+from ..scoring.token_rows import TokenRow, TokenRows, hash_token_rows
 from ..scoring.tokens import token_statistics
 from .base import Assessment, Selector, check_choice, check_dataset
 from .difficulty import UNLABELLED
@@ -102,12 +103,12 @@ class GradCos(Selector):
                     f"No {'target ' if rows else ''}example has a token to learn from within `max_length` "
                     f"({self.max_length}), so there are no gradients to compare. Raise it, or check the completions."
                 )
-            there = np.array([row.row for row in rows])
+            there = rows.numbers
             cosines = products_of_directions(found, goals)  # (m, k)
             columns["grad_cos"][there] += rate * cosines.sum(1)
             columns["tracin"][there] += rate * (found["projection"] @ goals["projection"].mean(0))
             columns["gradient_norm"][there] += found["norm"] / len(rates)
-            columns["label_tokens"][there] = [row.label_tokens for row in rows]
+            columns["label_tokens"][there] = rows.label_tokens
             variance[there] += rate**2 * self.projections * cosines.var(1)
         columns["score"] = columns["grad_cos" if self.measure == "cosine" else "tracin"].copy()
         labelled = columns["label_tokens"] > 0
@@ -120,14 +121,14 @@ class GradCos(Selector):
         ruled_out = {} if labelled.all() else {UNLABELLED: ~labelled}
         return Assessment(columns, ruled_out, {"influence": facts})
 
-    def _gradients(self, model: str, dataset: Dataset, work: Work) -> tuple[list[TokenRow], dict[str, np.ndarray]]:
+    def _gradients(self, model: str, dataset: Dataset, work: Work) -> tuple[TokenRows, dict[str, np.ndarray]]:
         """Return the examples that have label tokens, and their gradients' projections, (m, k), and lengths, (m,)."""
         tokenizer = load_tokenizer(model, trust_remote_code=self.trust_remote_code)
         rows = tokenize_sft(dataset, tokenizer, SFTFormat(max_length=self.max_length))
-        rows = [row for row in rows if row.label_tokens]
+        rows = rows.labelled()
         content = on_main(lambda: fingerprints.hash_folder(fingerprints.find_model(model)))
         way = (self.dtype, self.parameters, self.projections, self.seed)
-        if not rows:
+        if not len(rows):
             return rows, {}
 
         @contextmanager
@@ -140,8 +141,7 @@ class GradCos(Selector):
                 yield rows, _ProjectionScorer(statistics, recorder)
 
         identity = (content, hash_token_rows(rows), *way)
-        numbers = [row.row for row in rows]
-        return rows, work.score("gradients", identity, COLUMNS, len(rows), make, rows=numbers, unit="example")
+        return rows, work.score("gradients", identity, COLUMNS, len(rows), make, rows=rows.numbers, unit="example")
 
 
 def products_of_directions(found: dict[str, np.ndarray], goals: dict[str, np.ndarray]) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..scoring.language_models import check_rows, load_language_model
 from ..scoring.pairs import content_columns, prompt_of
 from ..scoring.processes import on_main
 from ..scoring.saved_models import load_tokenizer
-from ..scoring.sft_data import TokenRow
+from ..scoring.token_rows import TokenRow, TokenRows
 from ..scoring.tokens import token_statistics
 from .work import Work
 
@@ -23,7 +23,7 @@ COLUMNS = ("log_prob", "tokens")
 def log_probs(
     name: str,
     model: str,
-    rows: Callable[[Any], list[TokenRow]],
+    rows: Callable[[Any], TokenRows],
     belonging: Sequence[int],
     identity: tuple,
     work: Work,
@@ -90,21 +90,30 @@ def start_token(tokenizer: Any) -> int:
     )
 
 
-def text_rows(texts: list[str], tokenizer: Any, max_length: int) -> list[TokenRow]:
+def text_rows(texts: list[str], tokenizer: Any, max_length: int) -> TokenRows:
     """Return texts as rows whose every token is predicted, the first one from a start or end token."""
     start = start_token(tokenizer)
-    made = []
-    for number, ids in enumerate(tokenizer([text or " " for text in texts])["input_ids"]):
-        ids = ids if ids and ids[0] == start else [start, *ids]
-        ids = np.array(ids[:max_length], dtype=np.int64)
-        made.append(TokenRow(ids, ids, number))
-    return made
+
+    def rows() -> Iterator[TokenRow]:
+        for number, ids in enumerate(token_ids(texts, tokenizer)):
+            ids = ids if ids and ids[0] == start else [start, *ids]
+            ids = np.array(ids[:max_length], dtype=np.int64)
+            yield TokenRow(ids, ids, number)
+
+    return TokenRows(rows())
 
 
-def answers(dataset: Dataset) -> Dataset:
+def token_ids(texts: list[str], tokenizer: Any, **options: Any) -> Iterator[list[int]]:
+    """Yield the tokens of each text, of a space for an empty one, from a tokenizer that gets some at a time."""
+    for start in range(0, len(texts), 1024):
+        yield from tokenizer([text or " " for text in texts[start : start + 1024]], **options)["input_ids"]
+
+
+def answers(dataset: Dataset, first: int = 0) -> Dataset:
     """Return the answers of pairs as SFT data, `prompt` and `completion`: the chosen one of each pair, then the other.
 
-    2 n rows; the prompt of a pair without that column is what its answers begin with alike.
+    2 n rows; the prompt of a pair without that column is what its answers begin with alike. `first` is the number of
+    the first pair, as `tokenize_sft` gives it; no message here needs it.
     """
     further = [name for name in ("tools", "chat_template_kwargs") if name in dataset.column_names]
     made: list[dict[str, Any]] = []

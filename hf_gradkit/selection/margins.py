@@ -137,7 +137,7 @@ class ImplicitMargin(Component):
         sums, tokens = log_probs(
             "answers",
             model,
-            lambda tokenizer: tokenize_sft(answers(dataset), tokenizer, layout),
+            lambda tokenizer: tokenize_sft(dataset, tokenizer, layout, answers),
             np.repeat(np.arange(len(dataset)), 2),
             (content, self.max_length),
             work,
