@@ -49,6 +49,22 @@ def test_what_is_said_of_agreement_over_training_is_in_the_file():
     assert [arm for arm, n in reached.items() if arm.startswith("fifa_modular") and n] == ["fifa_modular-0.25"]
 
 
+def test_what_is_said_of_the_cost_of_selecting_is_in_the_file():
+    file = json.loads((FOLDER / "known_truth_cost.json").read_text())
+    share = {name: row["of_training"]["mean"] for name, row in file["parts"].items()}
+    assert share.pop("DPO on all pairs") == 1
+    margins, page = share.pop("cross-fitted margins"), " ".join(_page().split())
+    assert f"take {margins:.2f} runs, or {margins * file['steps']:.0f} steps" in page
+    least, most = (f"{f(share.values()):.3f}"[1:] for f in (min, max))
+    assert f"{least} to {most} of a run for every arm at 1 to 25 %" in page
+    with_margins = [share[arm] for arm in share if arm.startswith(("margin", "fifa"))]
+    assert all(3.7 < 1 + margins + of_arm < 4 for of_arm in with_margins)
+    least, most = (f"{f(with_margins):.3f}"[1:] for f in (min, max))
+    assert f"they take {least} to {most} of a run more" in page
+    assert len(file["turns"]) == 5
+    assert len(share) == 24
+
+
 def _page() -> str:
     return FOLDER.with_suffix(".md").read_text()
 

@@ -100,7 +100,7 @@ def print_known_truth_cost(folder: Path) -> None:
     for name, row in found["parts"].items():
         share = row["of_training"]
         cells = [show(row["seconds"], ""), show(share, "", 3), f"{share['mean'] * found['steps']:.1f}"]
-        print("|", " | ".join([name, *cells]), "|")
+        print("|", " | ".join([name if " " in name else f"`{name}`", *cells]), "|")
 
 
 def main() -> None:
