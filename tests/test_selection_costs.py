@@ -42,6 +42,7 @@ def test_exact_neighbours(begins, name, seconds, ratio):
         ("20,000 x 384 around 200 centres", "recall_20k", "centres"),
         ("20,000 x 384 in all directions", "recall_20k", "sphere"),
         ("7,473 x 256", "recall_20k", "prompts"),
+        ("100,000 x 384 in all directions", "recall_100k", "sphere"),
     ],
 )
 def test_what_faiss_misses(begins, name, points):
@@ -55,6 +56,12 @@ def test_what_faiss_misses(begins, name, points):
         f"{found['farthest_tenth_shared']:.0%}".replace("%", " %"),
         ", ".join(f"{found['seconds'][search]['cpu']:.1f} s" for search in ("faiss", "exact")),
     ]
+
+
+def test_all_of_100_000_rows():
+    seconds = figures("neighbours/recall_100k.json")["sets"]["sphere"]["seconds"]["exact"]
+    assert f"{seconds['cpu']:.0f} s of CPU time" in PAGE
+    assert f"{seconds['wall']:.0f} s on the clock" in PAGE
 
 
 @pytest.mark.parametrize(("begins", "name"), [("1,000 pairs", "cpu"), ("3,000 pairs", "cpu_3000_greedy")])
