@@ -78,7 +78,7 @@ CASES = [
     {"name": "every 5", "kind": "healthy", "callback": {"monitor_steps": 5}, "options": STEPS},
     {"name": "accumulated", "kind": "healthy", "parameters": True, "options": TWICE},
     {"name": "epochs", "kind": "healthy", "rows": 100, "options": {**STEPS, "max_steps": 16}},
-    {"name": "own hook", "kind": "healthy", "hook": True, "options": STEPS},
+    {"name": "own hook", "kind": "healthy", "hook": "first", "options": STEPS},
     {"name": "same", "kind": "own order", "seeds": [3, 3], "options": STEPS},
     {"name": "mismatch", "kind": "own order", "seeds": [3, 4], "options": STEPS},
     {
@@ -207,7 +207,7 @@ def test_one_process_has_nobody_to_compare_with(tokenizer, tmp_path, caplog):
     assert not (tmp_path / "worker_consistency.jsonl").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("monitor_steps", 0), ("window", 1), ("probes", 1), ("probes", 2.5)])
+@pytest.mark.parametrize(("name", "value"), [("monitor_steps", 0), ("window", 15), ("probes", 1), ("probes", 2.5)])
 def test_bad_options(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
         WorkerConsistencyCallback(**{name: value})
