@@ -1,6 +1,7 @@
 """More that can be wrong between workers, and healthy runs that only look like it, on real processes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,23 @@ def test_rows_given_to_no_worker():
     blank = epoch([data[0::4], data[1::4]])
     blank.add([[], []])  # not all was told apart
     assert blank.lack(500) is None
+
+
+@pytest.mark.parametrize(("rows", "first", "last"), [(512, 11, 11), (2000, 16, 21), (10_000, 36, 46)])
+def test_seeds_of_their_own_are_found_after_as_many_steps_as_the_page_says(rows, first, last):
+    """About the square root of the rows; looked at every five steps."""
+    page = (Path(__file__).parents[1] / "docs/worker_consistency.md").read_text()
+    span = f"{first}" if first == last else f"{first}-{last}"
+    cells = [line.split("|")[2:-1] for line in page.splitlines() if line.startswith(("| rows of", "| found at"))]
+    assert (f" {rows:,} ", f" {span} ") in list(zip(*cells, strict=True))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        shards = [torch.randperm(rows, generator=generator) for _ in range(2)]
+        check, step = ShardCheck(2), 0
+        while step % 5 != 1 or check.finding() is None:
+            check.add([shard[8 * step : 8 * step + 8].tolist() for shard in shards])
+            step += 1
+        assert first <= step <= last
 
 
 # ---- real processes -------------------------------------------------------------------------------------------------
