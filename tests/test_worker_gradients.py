@@ -99,6 +99,10 @@ def test_leaps_and_first_steps_leave_the_healthy_dispersion_alone():
         assert (change.ratio is None) == (change.expected is None) == (step < 8)
         change.update(2 + 0.1 * torch.randn(4) + (5 if step in (10, 11, 30) else 0))
     assert change.ratio == pytest.approx(1.0, abs=0.3)
+    heavy = ChangeWithin(2000)
+    for draw in torch.distributions.StudentT(2.0).sample((2000, 2)):
+        heavy.update(draw)
+    assert heavy.ratio == pytest.approx(1.0, abs=0.1)
     still = ChangeWithin(16)
     for _ in range(16):
         still.update(torch.ones(2))

@@ -136,7 +136,8 @@ class ChangeWithin:
         last = torch.stack(list(self._values)[-3:])  # (3, N)
         change = last[2] - 2 * last[1] + last[0]
         self._healthy.append(float(change.square().mean()) / 6 * (n - 1) / n)
-        self._found.append(float(last.var(1, correction=0).mean()))
+        before, middle, now = last.var(1, correction=0).tolist()
+        self._found.append((before + 4 * middle + now) / 6)  # weighed as they are in `change`: one leap counts alike
 
     @property
     def expected(self) -> float | None:

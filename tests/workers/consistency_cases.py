@@ -147,11 +147,11 @@ class Messages(logging.Handler):
 
 
 def local_gradient(trainer) -> tuple[torch.Tensor, float]:
-    """This rank's gradient and loss of its first step, on the model before it is wrapped. (p,)"""
+    """This rank's gradient of its first step and loss per token of its own, on the model before it is wrapped. (p,)"""
     loader = iter(trainer.get_train_dataloader())
     batches = [next(loader) for _ in range(trainer.args.gradient_accumulation_steps)]
-    tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
-    tokens = trainer.accelerator.gather(tokens.reshape(1)).sum()
+    own = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
+    tokens = trainer.accelerator.gather(own.reshape(1)).sum()
     total = 0.0
     for batch in batches:
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=tokens)
@@ -159,7 +159,7 @@ def local_gradient(trainer) -> tuple[torch.Tensor, float]:
         total += loss.item()
     flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).clone()
     trainer.model.zero_grad()
-    return flat, total
+    return flat, total * tokens.item() / trainer.accelerator.num_processes / own.item()
 
 
 def run(case: dict, folder: Path, tokenizer) -> None:
