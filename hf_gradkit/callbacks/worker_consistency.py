@@ -76,7 +76,7 @@ class WorkerConsistencyCallback(TrainerCallback):
         self.monitor_steps, self.window, self.probes = monitor_steps, window, probes
         self._trainer, self._pairs = trainer, pairs
         self.figures = FiguresLog("worker_consistency", trainer)
-        self._idle = True
+        self._idle = self._whole_epoch = True
         self._source: Any = None
         self._inputs: WorkerInputs | None = None
         self._warned: set[str] = set()
