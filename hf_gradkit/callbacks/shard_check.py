@@ -68,6 +68,19 @@ class ShardFinding:
         )
 
 
+@dataclass(frozen=True)
+class Lack:
+    """Rows that an epoch did not see, though none was repeated between workers.
+
+    Attributes:
+        rows: how many, at least.
+        cause: what was seen, and the likely cause, as sentences.
+    """
+
+    rows: int
+    cause: str
+
+
 class ShardCheck:
     """Compares what workers have seen within an epoch.
 
@@ -86,13 +99,16 @@ class ShardCheck:
     def begin_epoch(self) -> None:
         """Forget what was seen."""
         self._seen: list[Counter[int]] = [Counter() for _ in range(self._workers)]
-        self._steps = self._same = 0
+        self._steps = self._same = self._largest = 0
+        self._blank = False  # whether a worker's rows of a step could not be told
 
     def add(self, hashes: Sequence[Sequence[int]]) -> None:
         """Take in a step: the hashes of the rows of each worker."""
         for seen, rows in zip(self._seen, hashes, strict=True):
             seen.update(rows)
         self._steps += 1
+        self._largest = max(self._largest, sum(map(len, hashes)))
+        self._blank |= not all(hashes)
         first = sorted(hashes[0])
         self._same += all(sorted(rows) == first for rows in hashes[1:])
 
@@ -116,3 +132,31 @@ class ShardCheck:
             return None
         shared = sum(sum(example in seen for seen in self._seen) > 1 for example in total)
         return ShardFinding(shared, within, sum(sizes), self._same / max(1, self._steps))
+
+    def lack(self, rows: int) -> Lack | None:
+        """Return what a whole epoch of data of so many rows did not see, or None.
+
+        Up to a step's rows may be dropped at the end. Rows that the data hold twice come back on all workers alike:
+        only a worker that sees far fewer different ones than another lacks some.
+        """
+        sizes = [seen.total() for seen in self._seen]
+        if self._blank or not all(sizes):
+            return None
+        unseen = rows - sum(sizes)
+        if unseen > max(self._largest, rows // 100):
+            return Lack(
+                unseen,
+                f"In this epoch {unseen} of {rows} rows were given to no worker. Is the data sharded for more "
+                "processes than train? A sampler or collator that leaves rows out on purpose looks the same.",
+            )
+        shares = [len(seen) / size for seen, size in zip(self._seen, sizes, strict=True)]
+        least = min(range(self._workers), key=shares.__getitem__)
+        again = int((max(shares) - shares[least]) * sizes[least])
+        if shares[least] < max(shares) / 2 and again > self._largest:
+            return Lack(
+                again,
+                f"In this epoch worker {least} was given {len(self._seen[least])} different examples in "
+                f"{sizes[least]} rows, and another worker far more: it seems to go over a part of its shard "
+                "again and again, while other rows are never seen. Look at its sampler.",
+            )
+        return None

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import deque
 from typing import Any
 
 import torch
@@ -19,12 +18,9 @@ from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
 from .worker_gradients import HookedGradients, OwnGradients
 from .worker_inputs import WorkerInputs
+from .worker_verdicts import BATCHES, LEAST, Directions, offset_of_losses, offset_of_norms
 
 logger = logging.getLogger(__name__)
-
-SAME = 0.99  # cosine of workers beyond which their gradients are the same
-FAR = 6.0  # standard errors of a worker's mean deviation beyond which its data differ
-FEW = 5  # monitored steps before gradients are judged
 
 
 class WorkerConsistencyCallback(TrainerCallback):
@@ -40,11 +36,11 @@ class WorkerConsistencyCallback(TrainerCallback):
     - `consistency/direction`, `/direction_expected`, `/direction_ratio`: mean cosine of the workers' gradients; the
       expected one is b / (b + noise scale) for b examples a worker;
     - `consistency/repeated`: examples of the epoch that several workers have seen, if more than the data explain;
-    - `consistency/missing`, at the end of an epoch: rows of the data that nobody saw.
+    - `consistency/missing`, at the end of an epoch, where some are: rows of the data that nobody saw.
 
     What is expected comes from what varies within workers: their micro-batches or single examples for the direction,
-    the change of each worker's own deviation from step to step for the dispersions. While it is unknown it is left
-    out. Ratios are of means over the last `window` monitored steps.
+    the change of each worker's own figure over time for the dispersions. While it is unknown it is left out. Ratios
+    are over the last `window` monitored steps.
 
     Gradients are read in DDP's communication hook, which leaves the reduction as it is: norms exactly, the mean cosine
     exactly from norms, cosines of single pairs of workers from a sketch (in the file). Where a hook is registered
@@ -55,7 +51,7 @@ class WorkerConsistencyCallback(TrainerCallback):
     Args:
         monitor_steps: watch every so many optimizer steps; the examples of all steps are compared.
         trainer: the trainer: for its losses, DDP's hook, trackers.
-        window: monitored steps that ratios are averaged over.
+        window: monitored steps that ratios are over, at least 16: as many as it takes to call a worker different.
         probes: size of the sketch.
         pairs: whether batches are [chosen; rejected]; None asks the trainer.
 
@@ -71,12 +67,16 @@ class WorkerConsistencyCallback(TrainerCallback):
         probes: int = 256,
         pairs: bool | None = None,
     ):
-        for name, value, least in (("monitor_steps", monitor_steps, 1), ("window", window, 2), ("probes", probes, 2)):
+        for name, value, least in (
+            ("monitor_steps", monitor_steps, 1),
+            ("window", window, LEAST),
+            ("probes", probes, 2),
+        ):
             check_whole_number(name, value, least)
         self.monitor_steps, self.window, self.probes = monitor_steps, window, probes
         self._trainer, self._pairs = trainer, pairs
         self.figures = FiguresLog("worker_consistency", trainer)
-        self._idle = True
+        self._idle = self._whole_epoch = True
         self._source: Any = None
         self._inputs: WorkerInputs | None = None
         self._warned: set[str] = set()
@@ -96,12 +96,18 @@ class WorkerConsistencyCallback(TrainerCallback):
             self._pairs = has_pairs(self._trainer)
         self._source = self._find_source(args, model)
         self._inputs = WorkerInputs(model, self._trainer, self._pairs)
+        self._workers = args.world_size
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
         self._rows = _number_of_rows(train_dataloader)
         self._losses, self._norms = ChangeWithin(self.window), ChangeWithin(self.window)
+        self._log_norms = ChangeWithin(self.window)
         self._noise = NoiseWithin(self.window)
-        self._directions: deque[tuple[float, float | None]] = deque(maxlen=self.window)
+        self._directions, self._few_rows = Directions(self.window), False
+        self._whole_epoch = True
+        if state.global_step:
+            self._whole_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
+            self._say_resumed()
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
 
     def _find_source(self, args: Any, model: Any) -> HookedGradients | OwnGradients:
@@ -125,6 +131,14 @@ class WorkerConsistencyCallback(TrainerCallback):
         if not self._idle:
             self._shards.begin_epoch()
             self._given = []
+
+    def _say_resumed(self) -> None:
+        if self._is_main:
+            logger.warning(
+                "A resumed run: the windows of WorkerConsistencyCallback start anew, so its ratios differ from an "
+                "uninterrupted run's."
+                + ("" if self._whole_epoch else " Rows of this epoch from before the checkpoint are not compared.")
+            )
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self._idle:
@@ -158,13 +172,20 @@ class WorkerConsistencyCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         ended_early = abs(state.epoch - round(state.epoch)) > 1e-6
-        if self._idle or self._rows is None or ended_early:
+        whole, self._whole_epoch = self._whole_epoch, True
+        if self._idle or self._rows is None or ended_early or not whole:
             return
         finding = self._shards.finding()  # before the last rows, which are filled up
         self._bring_together(self._given)
+        self._given = []
         if finding is not None:
             missing = max(0, self._rows - self._shards.distinct - finding.within)
             self.figures.add(state.global_step, {"consistency/missing": float(missing)}, {})
+            return
+        lack = self._shards.lack(self._rows)
+        if lack is not None:
+            self.figures.add(state.global_step, {"consistency/missing": float(lack.rows)}, {})
+            self._warn("missing", lack.cause)
 
     def on_log(self, args, state, control, **kwargs):
         if not self._idle:
@@ -190,6 +211,13 @@ class WorkerConsistencyCallback(TrainerCallback):
     def _compare_examples(self, step: int) -> None:
         """Compare what workers were given up to the step before: the newest rows may be repeated to fill it up."""
         self._given.append(self._inputs.hashes())
+        if not self._given[-1] and "no ids" not in self._warned:
+            self._warned.add("no ids")
+            if self._is_main:
+                logger.warning(
+                    "The model was called without `input_ids`, so WorkerConsistencyCallback cannot tell examples "
+                    "apart: rows that are repeated between workers, or missing, are not looked for."
+                )
         if not self._watching:
             return
         self._bring_together(self._given[:-1])
@@ -243,6 +271,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         if not norms.isfinite().all():
             return {}
         self._norms.update(norms)
+        if norms.min() > 0:
+            self._log_norms.update(norms.log())
         return _with_expected("grad_norm_dispersion", dispersion(norms), self._norms.expected, self._norms.ratio)
 
     def _of_directions(self, squares, small, of_small, examples, mean_square, cosines) -> dict[str, float]:
@@ -260,27 +290,22 @@ class WorkerConsistencyCallback(TrainerCallback):
             products = direction * float((norms.sum().square() - squares.sum()) / (n * (n - 1)))
             self._noise.update(*(float(x.mean()) for x in (small, of_small, squares, examples)), products)
         expected = self._noise.expected_cosine(float(examples.mean()))
-        self._directions.append((direction, expected))
+        self._directions.update(direction, expected, cosines)
+        self._few_rows = self._rows is not None and self._rows < BATCHES * float(examples.max())
         return _with_expected("direction", direction, expected, self._noise.ratio)
 
     # ---- what is wrong ------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
-        known = [found for found, healthy in self._directions if healthy is None or healthy < SAME - 0.04]
-        if len(known) >= FEW and min(list(known)[-FEW:]) > SAME:
-            self._warn(
-                "same",
-                f"The workers' gradients are the same (cosine above {SAME}) where those of different examples would "
-                "not be: every worker seems to train on the same batch. Let accelerate prepare the data loader.",
-            )
-        offset = self._losses.offset()
-        if offset is not None and offset[1] > FAR:
-            self._warn(
-                "offset",
-                f"The loss of worker {offset[0]} has lain {offset[1]:.0f} standard errors off the others' mean for "
-                f"{self.window} monitored steps at most: its data are of another kind. Shuffle before sharding, and "
-                "give all ranks the same data.",
-            )
+        verdicts = {
+            "same": self._directions.same(),
+            "offset": offset_of_losses(self._losses, self.window),
+            "norms": offset_of_norms(self._log_norms, self._workers),
+            "apart": None if self._few_rows else self._directions.apart(self._noise),
+        }
+        for kind, message in verdicts.items():
+            if message is not None:
+                self._warn(kind, message)
 
     def _warn(self, kind: str, message: str) -> None:
         if self._is_main and kind not in self._warned and not self._warned & {"shards", "same"}:
@@ -296,9 +321,14 @@ def _with_expected(name: str, value: float, expected: float | None, ratio: float
 def _number_of_rows(dataloader: Any) -> int | None:
     """Return how many rows an epoch should see; None for streams and loaders that do not say."""
     try:
-        return len(dataloader.dataset)
+        rows = len(dataloader.dataset)
     except (AttributeError, TypeError):
         return None
+    inner = getattr(getattr(dataloader, "batch_sampler", None), "batch_sampler", None)  # of a loader that is sharded
+    try:
+        return min(rows, len(inner.sampler))  # a sampler may draw fewer on purpose
+    except (AttributeError, TypeError):
+        return rows
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -64,7 +64,9 @@ class SingleExamples:
         """Begin a step."""
         if self._watched % NOISE_STEPS == 0:
             mode = "pairs" if self._pairs else "norms"
-            self._recorder = self._stack.enter_context(shared_recorder(self._model, mode, documents=True))
+            self._recorder = self._stack.enter_context(
+                shared_recorder(self._model, mode, documents=True, lenient=True)
+            )
         self._watched += 1
 
     def mean_square(self) -> float:
@@ -72,6 +74,8 @@ class SingleExamples:
         if self._recorder is None:
             return float("nan")
         try:
+            if self._recorder.refused:
+                raise GradientRecordError(self._recorder.refused)
             if self._recorder.uncovered:
                 raise GradientRecordError(f"{listing(self._recorder.uncovered)} cannot be recorded by example.")
             squares = self._recorder.norms().square()
@@ -114,6 +118,7 @@ class HookedGradients:
         self._examples = SingleExamples(ddp, pairs)
         self.on = False
         ddp.register_comm_hook(self, _hook)
+        ddp.register_comm_hook = _refuse_second_hook
 
     def of(self, ddp: DistributedDataParallel) -> bool:
         """Whether this is the hook of a model."""
@@ -166,6 +171,13 @@ class HookedGradients:
     def see_mean(self, reduced: Tensor) -> None:
         """Take in a bucket after it was reduced."""
         self._means.append(_square([reduced]))
+
+
+def _refuse_second_hook(*positional: Any, **keywords: Any) -> None:
+    raise RuntimeError(
+        "DDP takes one communication hook, and WorkerConsistencyCallback has registered its own. Register yours "
+        "first: add the callback of yours that does so before the monitor, which then reads the gradients elsewhere."
+    )
 
 
 def _hook(state: HookedGradients, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -32,6 +32,8 @@ class WorkerInputs:
         """Forget what was seen: a new step begins."""
         self._hashes: list[Tensor] = []
         self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []  # of the micro-batches whose loss is divided by the tokens of all workers
+        self._divisor = 1.0
         self.examples_of_last = 0
 
     def close(self) -> None:
@@ -43,17 +45,30 @@ class WorkerInputs:
         return torch.cat(self._hashes).tolist() if self._hashes else []
 
     def loss(self) -> float | None:
-        """Return this worker's loss of the step; None where neither trainer nor model says one."""
+        """Return this worker's loss of the step; None where neither trainer nor model says one.
+
+        A sum over its tokens that is divided by the tokens of all workers follows the lengths of its examples: of
+        such a loss the mean over its own tokens is returned.
+        """
         if not self._losses:
             return None
         total = float(torch.stack(self._losses).sum())
+        if len(self._tokens) == len(self._losses):
+            own = float(torch.stack(self._tokens).sum())
+            return total * self._divisor / own if own else None
         return total if self._of_trainer else total / len(self._losses)
 
     def _wrap(self, trainer: Any) -> None:
         original = trainer.training_step
 
-        def training_step(*positional: Any, **keywords: Any) -> Tensor:
-            loss = original(*positional, **keywords)
+        shifts, args = getattr(trainer, "_loss_shifts_labels", True), trainer.args
+
+        def training_step(
+            model: Any, inputs: Any, num_items_in_batch: Any = None, *positional: Any, **keywords: Any
+        ) -> Tensor:
+            if args.average_tokens_across_devices:  # else the divisor is this worker's own
+                self._count(inputs, num_items_in_batch, shifts, args.world_size)
+            loss = original(model, inputs, num_items_in_batch, *positional, **keywords)
             self._losses.append(loss.detach().float())
             return loss
 
@@ -63,6 +78,17 @@ class WorkerInputs:
             self._stack.callback(vars(trainer).pop, "training_step", None)
         else:  # somebody else's, put on this trainer
             self._stack.callback(setattr, trainer, "training_step", own)
+
+    def _count(self, inputs: Any, divisor: Any, shifts: bool, workers: int) -> None:
+        """Note the scored tokens of a micro-batch whose loss is a sum divided by those of all workers."""
+        get = getattr(inputs, "get", lambda name: None)
+        labels = get("shift_labels")
+        if labels is None:
+            labels = get("labels")
+            labels = labels[..., 1:] if shifts and isinstance(labels, Tensor) else labels
+        if divisor is not None and isinstance(labels, Tensor):
+            self._tokens.append(labels.ne(-100).sum())
+            self._divisor = float(divisor) / workers
 
     def _see(self, module: nn.Module, positional: tuple, keywords: dict[str, Any], output: Any) -> None:
         if not torch.is_grad_enabled():
@@ -78,6 +104,7 @@ class WorkerInputs:
         if not self._of_trainer:
             loss = _own_loss(output)
             if loss is not None:
+                self._count(keywords, keywords.get("num_items_in_batch"), True, 1)
                 self._losses.append(loss)
 
 

@@ -87,6 +87,7 @@ class Recorder:
         self._installed = False
         self.is_shared = False  # whether several read it; see `shared_recorder`
         self.batch: Batch | None = None
+        self.lenient, self.refused = False, ""  # whether a batch of unknown rows passes by, and why the last one did
         self.tally = Tally(mode, 0)
         self.sketch: Sketch | None = None
         self.unique: Tensor | None = None  # token ids of the batch, sorted
@@ -286,7 +287,13 @@ class Recorder:
         if not torch.is_grad_enabled():
             return
         segments = documents_of(keywords) if self._segments is None and self._documents else self._segments
-        self.batch = Batch.of(positional, keywords, segments)
+        try:
+            self.batch = Batch.of(positional, keywords, segments)
+        except GradientRecordError as error:
+            if not self.lenient:
+                raise
+            self.batch, self.refused = None, str(error)
+            return
         self.again()
 
     def _fused_head(self, original: Any) -> Any:

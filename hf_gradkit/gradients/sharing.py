@@ -20,7 +20,7 @@ class _Shared:
 
 @contextmanager
 def shared_recorder(
-    model: nn.Module, mode: str, projections: int = 0, seed: int = 0, documents: bool = False
+    model: nn.Module, mode: str, projections: int = 0, seed: int = 0, documents: bool = False, lenient: bool = False
 ) -> Iterator[Recorder]:
     """Record a model's gradients together with others that do: as `record_gradients`, of all trainable parameters.
 
@@ -33,14 +33,18 @@ def shared_recorder(
         projections: number of probes; all that ask for some must ask for the same.
         seed: of the probes.
         documents: the documents of a flattened batch are its rows.
+        lenient: a batch whose rows are unknown is not recorded, and `refused` of the recorder says why, where all that
+            share it put up with that.
     """
     inner = unwrap(model)
     shared = getattr(inner, _SHARED, None)
     if shared is None:
         shared = _Shared(Recorder(inner, mode=mode, projections=projections, seed=seed))
+        shared.recorder.lenient = lenient
         shared.recorder.install()
         object.__setattr__(inner, _SHARED, shared)
     shared.recorder.require(mode, projections, seed, documents)
+    shared.recorder.lenient &= lenient
     shared.users += 1
     shared.recorder.is_shared = shared.users > 1
     try:

@@ -8,7 +8,7 @@ value, S the covariance of an example's gradient, B = tr S / |G|^2 the noise sca
     direction consistency      mean over pairs of cos(g_j, g_k)     healthy: b / (b + B)
 
 A healthy run is neither at 0 nor at 1: what counts is the ratio to the healthy value, which must come from what varies
-within a worker - its micro-batches, its examples, its own change from step to step - and not from how workers differ.
+within a worker - its micro-batches, its examples, its own figure over time - and not from how workers differ.
 
 >>> mean_cosine(torch.tensor([1.0, 1.0]), torch.tensor(0.5**0.5))      # two unit gradients at a right angle
 tensor(0., dtype=torch.float64)
@@ -16,6 +16,7 @@ tensor(0., dtype=torch.float64)
 
 import math
 from collections import deque
+from statistics import fmean, median, stdev
 
 import torch
 from torch import Tensor
@@ -97,52 +98,80 @@ class NoiseWithin:
         signal = sum(self._signals)
         return sum(self._products) / signal if signal > 0 else None
 
+    def shortfall(self, least: int = 8) -> float | None:
+        """Return by how many standard errors workers have less in common than they should; None in the first steps."""
+        missing = [signal - product for signal, product in zip(self._signals, self._products, strict=True)]
+        if len(missing) < least:
+            return None
+        error = stdev(missing) / len(missing) ** 0.5
+        return fmean(missing) / error if error else 0.0
+
 
 class ChangeWithin:
-    """The healthy dispersion of a figure, from how each worker's deviation changes between steps.
+    """The healthy dispersion of a figure, from how each worker's own figure changes over time.
 
-    d_k = l_k - mean l. A constant difference between workers cancels in d_k(t) - d_k(t - 1), whose mean square is
-    twice the squared dispersion of workers that draw from the same data.
+    The second difference l_k(t) - 2 l_k(t - 1) + l_k(t - 2) knows no linear trend and no constant difference between
+    workers, and its mean square is 6 times the variance of l_k. What moves all workers together from step to step (a
+    large learning rate) counts into it: the healthy dispersion is then overestimated, and a ratio below 1 says little.
+    Workers that share their data have a ratio below 1 as well, down to 0 where all are the same. Medians over the
+    window, so that a few leaps count for little.
 
     Args:
         window: steps.
+        least: steps before anything is said.
     """
 
-    def __init__(self, window: int):
-        self._before: Tensor | None = None
-        self._squares: deque[float] = deque(maxlen=window)
-        self._own: deque[float] = deque(maxlen=window)
-        self._deviations: deque[Tensor] = deque(maxlen=window)
+    def __init__(self, window: int, least: int = 8):
+        self._least = least
+        self._values: deque[Tensor] = deque(maxlen=window)
+        self._healthy: deque[float] = deque(maxlen=window - 2)  # squared dispersions
+        self._found: deque[float] = deque(maxlen=window - 2)
 
     def update(self, values: Tensor) -> None:
         """Take in a step's figures, one a worker. (N,)"""
-        deviation = values.double() - values.double().mean()
-        if self._before is not None:
-            self._squares.append(float((deviation - self._before).square().mean()))
-        self._before = deviation
-        self._own.append(float(deviation.square().mean()))
-        self._deviations.append(deviation)
+        n = len(values)
+        self._values.append(values.double())
+        if len(self._values) < 3:
+            return
+        last = torch.stack(list(self._values)[-3:])  # (3, N)
+        change = last[2] - 2 * last[1] + last[0]
+        self._healthy.append(float(change.square().mean()) / 6 * (n - 1) / n)
+        before, middle, now = last.var(1, correction=0).tolist()
+        self._found.append((before + 4 * middle + now) / 6)  # weighed as they are in `change`: one leap counts alike
 
     @property
     def expected(self) -> float | None:
-        """The healthy dispersion; None before there are two steps."""
-        return (sum(self._squares) / len(self._squares) / 2) ** 0.5 if self._squares else None
+        """The healthy dispersion; None in the first steps."""
+        if len(self._values) < self._least:
+            return None
+        typical = (1 - 2 / (9 * len(self._values[0]))) ** 3  # median over mean of a chi-square of N
+        return (median(self._healthy) / typical) ** 0.5
 
     @property
     def ratio(self) -> float | None:
-        """The dispersion of the window over the healthy one."""
-        expected = self.expected
-        return (sum(self._own) / len(self._own)) ** 0.5 / expected if expected else None
-
-    def offset(self, least: int = 16) -> tuple[int, float] | None:
-        """Return the worker whose figure is furthest from the others', in standard errors; None in the first steps."""
-        if len(self._deviations) < least:
+        """The dispersion over the healthy one, of the same steps; None in the first, and where nothing varies."""
+        if len(self._values) < self._least or not all(self._healthy):
             return None
-        deviations = torch.stack(list(self._deviations))  # (steps, N)
+        return median(a / b for a, b in zip(self._found, self._healthy, strict=True)) ** 0.5
+
+    def offset(self, least: int = 16) -> tuple[int, float, float] | None:
+        """Return the worker whose figure is furthest from the others'; None in the first steps.
+
+        Args:
+            least: how many steps are too few before.
+
+        Returns:
+            The worker, by how many standard errors, and its mean figure less the others'.
+        """
+        if len(self._values) < least:
+            return None
+        values = torch.stack(list(self._values))  # (steps, N)
+        deviations = values - values.mean(1, keepdim=True)
         error = deviations.std(0) / len(deviations) ** 0.5
-        z = (deviations.mean(0) / error.clamp(min=torch.finfo(error.dtype).tiny)).abs()
-        worst = int(z.argmax())
-        return worst, float(z[worst])
+        mean = deviations.mean(0)
+        z = (mean / error.clamp(min=torch.finfo(error.dtype).tiny)).abs()
+        worst, n = int(z.argmax()), values.shape[1]
+        return worst, float(z[worst]), float(mean[worst]) * n / (n - 1)
 
 
 class GradientSketch:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 import trl
 from accelerate import PartialState
+from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from helpers import make_rows, make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
@@ -45,6 +46,86 @@ class OtherData(trl.SFTTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
+class OwnSampler(trl.SFTTrainer):
+    """Shards by itself: for twice the processes that train, or so that rank 1 goes over a tenth of its shard."""
+
+    parts, loops = 2, False
+
+    def get_train_dataloader(self):
+        rank, rows = PartialState().process_index, len(self.train_dataset)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).tolist()[rank :: self.parts]
+        if self.loops and rank == 1:
+            order = (order[: rows // 20] * 20)[: rows // 2]
+        size = self.args.per_device_train_batch_size
+        return DataLoader(self.train_dataset, size, collate_fn=self.data_collator, sampler=order)
+
+
+class WrongWorld(OwnSampler):
+    """Half of the rows are never seen."""
+
+    parts = 4
+
+
+class Loops(OwnSampler):
+    """Rank 1 sees 5 % of the rows again and again."""
+
+    loops = True
+
+
+class Scaled(trl.SFTTrainer):
+    """Multiplies the gradient of rank 1."""
+
+    factor = 20.0
+    hooked = False
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if PartialState().process_index == 1 and not self.hooked:
+            self.hooked = True
+            for parameter in self.model.parameters():
+                parameter.register_hook(lambda gradient: gradient * self.factor)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class Flipped(Scaled):
+    """Rank 1 goes uphill."""
+
+    factor = -1.0
+
+
+class Images(Trainer):
+    """A classifier of images, whose model takes no token ids."""
+
+    def __init__(self, model, args, train_dataset, processing_class):
+        super().__init__(images_model(), args, train_dataset=train_dataset)
+
+
+def images_model() -> ViTForImageClassification:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=2))
+
+
+def image_arguments(activation_checkpointing: bool = False, **options) -> TrainingArguments:
+    return TrainingArguments(**options)
+
+
+def images() -> Dataset:
+    torch.manual_seed(0)
+    return Dataset.from_list([{"pixel_values": torch.randn(3, 16, 16).tolist(), "labels": i % 2} for i in range(64)])
+
+
+KINDS = {
+    "healthy": trl.SFTTrainer,
+    "own order": OwnOrder,
+    "other data": OtherData,
+    "wrong world": WrongWorld,
+    "loops": Loops,
+    "scaled": Scaled,
+    "flipped": Flipped,
+    "images": Images,
+}
+
+
 class OwnHook(TrainerCallback):
     """A communication hook of the user's."""
 
@@ -66,11 +147,11 @@ class Messages(logging.Handler):
 
 
 def local_gradient(trainer) -> tuple[torch.Tensor, float]:
-    """This rank's gradient and loss of its first step, on the model before it is wrapped. (p,)"""
+    """This rank's gradient of its first step and loss per token of its own, on the model before it is wrapped. (p,)"""
     loader = iter(trainer.get_train_dataloader())
     batches = [next(loader) for _ in range(trainer.args.gradient_accumulation_steps)]
-    tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
-    tokens = trainer.accelerator.gather(tokens.reshape(1)).sum()
+    own = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
+    tokens = trainer.accelerator.gather(own.reshape(1)).sum()
     total = 0.0
     for batch in batches:
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=tokens)
@@ -78,17 +159,17 @@ def local_gradient(trainer) -> tuple[torch.Tensor, float]:
         total += loss.item()
     flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).clone()
     trainer.model.zero_grad()
-    return flat, total
+    return flat, total * tokens.item() / trainer.accelerator.num_processes / own.item()
 
 
 def run(case: dict, folder: Path, tokenizer) -> None:
-    classes = {"healthy": trl.SFTTrainer, "own order": OwnOrder, "other data": OtherData}
+    of_images = case["kind"] == "images"
     trainer = make_trainer(
-        classes[case["kind"]],
-        trl.SFTConfig,
+        KINDS[case["kind"]],
+        image_arguments if of_images else trl.SFTConfig,
         tokenizer,
         folder / case["name"],
-        text_dataset(case.get("rows", 512)),
+        images() if of_images else text_dataset(case.get("rows", 512)),
         **case["options"],
     )
     trainer.seeds, trainer.half = case.get("seeds"), case.get("half", False)
@@ -102,16 +183,24 @@ def run(case: dict, folder: Path, tokenizer) -> None:
         result["norms"], result["cosines"] = norms.tolist(), cosines.tolist()
         result["direction"] = float(weighted / (norms.sum().square() - norms.square().sum()))
         result["losses"] = trainer.accelerator.gather(torch.tensor([loss])).tolist()
-    if case.get("hook"):
-        hook = OwnHook()
-        hook.trainer = trainer
+    hook = OwnHook()
+    hook.trainer = trainer
+    if case.get("hook") == "first":
         trainer.add_callback(hook)
     messages = Messages()
-    logger = logging.getLogger("hf_gradkit.callbacks.worker_consistency")
+    logger = logging.getLogger("hf_gradkit.callbacks")
     logger.addHandler(messages)
     if case.get("watch", True):
         trainer.add_callback(WorkerConsistencyCallback(trainer=trainer, **case.get("callback", {})))
-    trainer.train()
+    if case.get("hook") == "later":
+        trainer.add_callback(hook)
+    resume = case.get("resume")
+    try:
+        trainer.train(resume_from_checkpoint=resume and str(folder / resume))
+    except RuntimeError as error:
+        if case.get("hook") != "later":
+            raise
+        result["error"] = str(error)
     logger.removeHandler(messages)
     if trainer.accelerator.is_main_process:
         result |= {"warnings": messages.kept, "logs": trainer.state.log_history}
