@@ -38,6 +38,9 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 31)
 
 
+ALIKE = 0.1  # share of a step's rows that several workers may have by chance
+
+
 @dataclass(frozen=True)
 class ShardFinding:
     """What is wrong with the shards.
@@ -90,10 +93,14 @@ class ShardCheck:
 
     Args:
         workers: number of them.
+
+    Attributes:
+        apart: whether the workers had examples of their own in the last step, but for a few that the data hold twice.
     """
 
     def __init__(self, workers: int):
         self._workers = workers
+        self.apart = False
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -109,6 +116,9 @@ class ShardCheck:
         self._steps += 1
         self._largest = max(self._largest, sum(map(len, hashes)))
         self._blank |= not all(hashes)
+        several = Counter(row for rows in hashes for row in set(rows))
+        shared = sum(number > 1 for number in several.values())
+        self.apart = all(hashes) and shared <= ALIKE * sum(map(len, hashes))
         first = sorted(hashes[0])
         self._same += all(sorted(rows) == first for rows in hashes[1:])
 

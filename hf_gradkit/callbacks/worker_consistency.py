@@ -264,13 +264,13 @@ class WorkerConsistencyCallback(TrainerCallback):
     def _of_losses(self, losses: Tensor) -> dict[str, float]:
         if not losses.isfinite().all():
             return {}
-        self._losses.update(losses)
+        self._losses.update(losses, self._shards.apart)
         return _with_expected("loss_dispersion", dispersion(losses), self._losses.expected, self._losses.ratio)
 
     def _of_norms(self, norms: Tensor) -> dict[str, float]:
         if not norms.isfinite().all():
             return {}
-        self._norms.update(norms)
+        self._norms.update(norms, self._shards.apart)
         if norms.min() > 0:
             self._log_norms.update(norms.log())
         return _with_expected("grad_norm_dispersion", dispersion(norms), self._norms.expected, self._norms.ratio)

@@ -16,7 +16,7 @@ tensor(0., dtype=torch.float64)
 
 import math
 from collections import deque
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -110,11 +110,11 @@ class NoiseWithin:
 class ChangeWithin:
     """The healthy dispersion of a figure, from how each worker's own figure changes over time.
 
-    The second difference l_k(t) - 2 l_k(t - 1) + l_k(t - 2) knows no linear trend and no constant difference between
-    workers, and its mean square is 6 times the variance of l_k. What moves all workers together from step to step (a
-    large learning rate) counts into it: the healthy dispersion is then overestimated, and a ratio below 1 says little.
-    Workers that share their data have a ratio below 1 as well, down to 0 where all are the same. Medians over the
-    window, so that a few leaps count for little.
+    The second difference l_k(t) - 2 l_k(t - 1) + l_k(t - 2) knows no trend and no constant difference between workers,
+    and its mean square is 6 times the variance of l_k. What moves all workers together from step to step counts into
+    it: the model, which they share, and examples that they share. Where they are known to share none, the common part
+    is the model's and is taken out: of l_k(t) - l_k(t - 1), less its mean over the workers, the mean square is 2
+    (N - 1) / N times the variance. Workers with the same examples so have a ratio below 1, down to 0.
 
     Args:
         window: steps.
@@ -124,35 +124,41 @@ class ChangeWithin:
     def __init__(self, window: int, least: int = 8):
         self._least = least
         self._values: deque[Tensor] = deque(maxlen=window)
+        self._apart: deque[bool] = deque(maxlen=window)
         self._healthy: deque[float] = deque(maxlen=window - 2)  # squared dispersions
         self._found: deque[float] = deque(maxlen=window - 2)
 
-    def update(self, values: Tensor) -> None:
-        """Take in a step's figures, one a worker. (N,)"""
+    def update(self, values: Tensor, apart: bool = False) -> None:
+        """Take in a step.
+
+        Args:
+            values: figures, one a worker. (N,)
+            apart: whether the workers' examples are known to differ.
+        """
         n = len(values)
         self._values.append(values.double())
+        self._apart.append(apart)
         if len(self._values) < 3:
             return
-        last = torch.stack(list(self._values)[-3:])  # (3, N)
-        change = last[2] - 2 * last[1] + last[0]
-        self._healthy.append(float(change.square().mean()) / 6 * (n - 1) / n)
-        before, middle, now = last.var(1, correction=0).tolist()
-        self._found.append((before + 4 * middle + now) / 6)  # weighed as they are in `change`: one leap counts alike
+        before, middle, last = list(self._values)[-3:]
+        if self._apart[-1] and self._apart[-2]:
+            change = last - middle
+            self._healthy.append(float((change - change.mean()).square().mean()) / 2)
+        else:
+            change = last - 2 * middle + before
+            self._healthy.append(float(change.square().mean()) / 6 * (n - 1) / n)
+        self._found.append(float(last.var(correction=0)))
 
     @property
     def expected(self) -> float | None:
         """The healthy dispersion; None in the first steps."""
-        if len(self._values) < self._least:
-            return None
-        typical = (1 - 2 / (9 * len(self._values[0]))) ** 3  # median over mean of a chi-square of N
-        return (median(self._healthy) / typical) ** 0.5
+        return fmean(self._healthy) ** 0.5 if len(self._values) >= self._least else None
 
     @property
     def ratio(self) -> float | None:
         """The dispersion over the healthy one, of the same steps; None in the first, and where nothing varies."""
-        if len(self._values) < self._least or not all(self._healthy):
-            return None
-        return median(a / b for a, b in zip(self._found, self._healthy, strict=True)) ** 0.5
+        expected = self.expected
+        return fmean(self._found) ** 0.5 / expected if expected else None
 
     def offset(self, least: int = 16) -> tuple[int, float, float] | None:
         """Return the worker whose figure is furthest from the others'; None in the first steps.

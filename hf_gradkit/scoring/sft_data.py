@@ -16,7 +16,7 @@ from .._text import did_you_mean, listing
 from .processes import world
 from .token_rows import TokenRow, TokenRows
 
-ROWS_AT_ONCE = 4096  # that are in memory while they are tokenised
+ROWS_AT_ONCE = 1024  # that are in memory while they are tokenised
 TRUNCATION_MODES = ("keep_start", "keep_end")
 
 
