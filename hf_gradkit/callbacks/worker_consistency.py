@@ -39,8 +39,8 @@ class WorkerConsistencyCallback(TrainerCallback):
     - `consistency/missing`, at the end of an epoch, where some are: rows of the data that nobody saw.
 
     What is expected comes from what varies within workers: their micro-batches or single examples for the direction,
-    the change of each worker's own figure over time for the dispersions. While it is unknown it is left out. Ratios
-    are over the last `window` monitored steps.
+    the change of each worker's own figure over time for the dispersions, less what all have in common where their
+    examples differ. While it is unknown it is left out. Ratios are over the last `window` monitored steps.
 
     Gradients are read in DDP's communication hook, which leaves the reduction as it is: norms exactly, the mean cosine
     exactly from norms, cosines of single pairs of workers from a sketch (in the file). Where a hook is registered
