@@ -20,12 +20,13 @@ AUDIT = {"batch_size": 2}  # 26 examples, so 7 batches for one process and 6 for
 BATCHES = 7
 
 
-def case(name, kind="sft", batch=4, callbacks=None, steps=STEPS, **options):
+def case(name, kind="sft", batch=4, callbacks=None, steps=STEPS, rows=512, **options):
     return {
         "name": name,
         "kind": kind,
         "batch": batch,
         "steps": steps,
+        "rows": rows,
         "callbacks": callbacks or {},
         "options": options,
     }
@@ -52,7 +53,7 @@ CASES = [
     case("step, two", **weights("step"), **TWO),
     case("sequence", **weights("micro_batch", normalization="sequence")),
     case("groups", group_column="source"),
-    case("resampled", sampler="personal_loss", sampler_kwargs={"plain_epochs": 0}),
+    case("resampled", rows=32, sampler="personal_loss"),  # 4 steps an epoch
     case("consistency", callbacks={"consistency": EVERY_OTHER}),
     *(case(f"statistics {batch}", batch=batch, callbacks=STATISTICS) for batch in (1, 4, 8)),
     case("privacy", callbacks={"privacy_audit": AUDIT}),

@@ -101,7 +101,7 @@ def build(case: dict, folder: Path, tokenizer):
         trainer = dpo(*OURS, str(folder / "policy"), folder / case["name"], data, **options)
     else:
         module = trl if case["kind"] == "trl" else hf_gradkit
-        data = text_dataset(512, "source")
+        data = text_dataset(case["rows"], "source")
         trainer = make_trainer(module.SFTTrainer, module.SFTConfig, tokenizer, folder / case["name"], data, **options)
     for name, keywords in case["callbacks"].items():
         if name == "privacy_audit":
