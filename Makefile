@@ -34,10 +34,10 @@ demo: $(VENV)/.demo
 	$(BIN)/gradkit demo
 	@echo "         gradkit is in $(VENV): first run  . $(BIN)/activate"
 
-# Tests that start processes of their own run after the rest, three files at a time: while they start, they wait a lot.
+# Tests that start processes of their own run after the rest, two files at a time: while they start, they wait a lot.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 -m "not multiprocess" tests
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m multiprocess tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m multiprocess tests
 
 lint: $(BIN)/python
 	$(BIN)/python -m pip install --quiet "ruff==0.17.6"

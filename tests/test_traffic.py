@@ -14,7 +14,7 @@ pytestmark = pytest.mark.multiprocess
 
 WORKER = Path(__file__).parent / "workers" / "traffic_cases.py"
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
-STEPS, SHARDED_STEPS = 8, 4
+STEPS, SHARDED_STEPS = 4, 4
 RANKS, PROBES = 2, 256
 AUDIT = {"batch_size": 2}  # 26 examples, so 7 batches for one process and 6 for the other, which runs one more
 BATCHES = 7
@@ -53,7 +53,7 @@ CASES = [
     case("step, two", **weights("step"), **TWO),
     case("sequence", **weights("micro_batch", normalization="sequence")),
     case("groups", group_column="source"),
-    case("resampled", rows=32, sampler="personal_loss"),  # 4 steps an epoch
+    case("resampled", rows=16, sampler="personal_loss"),  # 2 steps an epoch
     case("consistency", callbacks={"consistency": EVERY_OTHER}),
     *(case(f"statistics {batch}", batch=batch, callbacks=STATISTICS) for batch in (1, 4, 8)),
     case("privacy", callbacks={"privacy_audit": AUDIT}),
@@ -87,7 +87,6 @@ SHARDED = [
         )
     ),
 ]
-PARTITIONED = [item for item in SHARDED if item["name"] in ("membership", "micro_batch", "step", "privacy")]
 
 
 def count(backend, cases, tokenizer, tmp_path_factory):
@@ -106,11 +105,6 @@ def counted(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sharded(tokenizer, tmp_path_factory):
     return count("fsdp2", SHARDED, tokenizer, tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def partitioned(tokenizer, tmp_path_factory):
-    return count("zero3", PARTITIONED, tokenizer, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -237,15 +231,3 @@ def test_audits_of_a_model_that_fsdp2_splits(sharded, sizes):
     tokens = sharded["extraction"]["all_reduce"] // 4
     assert tokens >= 2 * 4 * BATCHES
     assert parameters(sharded, "extraction") == (tokens + BATCHES) * blocks + 3 * rest
-
-
-def test_passes_of_a_model_that_zero3_splits(partitioned, sizes):
-    def gathered(name, base=None):
-        key = "all_gather_into_tensor"
-        return partitioned[name][key] - (partitioned[base][key] if base else 0)
-
-    most = a_pass("weights, scope `step`", P=sizes["P"])
-    # All of this small model stays whole for a while. The first pass is traced.
-    assert (SHARDED_STEPS - 1) * most <= gathered("step", "micro_batch") <= SHARDED_STEPS * most
-    assert gathered("membership") == pytest.approx(BATCHES * most, rel=0.01)
-    assert 0 < gathered("privacy", "micro_batch") <= 2 * BATCHES * most
