@@ -79,12 +79,10 @@ COMMON = {
 }
 
 
-def cases_of(backend: str) -> list[dict[str, Any]]:
-    """Return every job, full and with LoRA."""
+def training_cases() -> list[dict[str, Any]]:
+    """Return every job that trains, full and with LoRA."""
     found = []
     for name, (job, columns, options) in JOBS.items():
-        if backend == "zero1" and job not in ("sft", "dpo"):
-            continue
         for lora in (False, True):
             case = {"name": f"{name}, {'LoRA' if lora else 'full'}", "job": job, "lora": lora, "batch": 4}
             found.append({**case, "columns": columns, "rows": ROWS.get(name, 26), "options": {**COMMON, **options}})
@@ -167,8 +165,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         "second model of a whole one, and the adapter switched off. Under FSDP2 and ZeRO-3 audited models are split",
         "over the processes; scoring and selection hold whole models on each.",
         "",
-        "`-` does not apply; of training, ZeRO-1 is for SFT and DPO. More combinations and faults are in",
-        "`tests/test_backends.py` and `tests/test_faults.py`. Nothing here was measured on a GPU.",
+        "`-` does not apply. More combinations and faults are in `tests/test_backends.py` and `tests/test_faults.py`.",
+        "Nothing here was measured on a GPU.",
         "",
         ", ".join(f"{name} {version}" for name, version in versions(LIBRARIES).items()) + ".",
         "",
@@ -202,14 +200,14 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown backend {sorted(unknown)[0]!r}; known are {', '.join(BACKENDS)}")
     for backend in options.backends or BACKENDS:
-        for cases, work in ((scoring_cases(), score), (cases_of(backend), train)):
+        for cases, work in ((scoring_cases(), score), (training_cases(), train)):
             rows = {} if not (FIGURES / f"{backend}.json").exists() else read(backend)
             wanted = [case for case in cases if re.search(options.jobs, case["name"])]
             if options.missing:
                 wanted = [case for case in wanted if rows.get(case["name"], {}).get("killed") is None]
             if wanted:
                 rows |= work(backend, wanted)
-                known = [case["name"] for case in cases_of(backend) + scoring_cases() if case["name"] in rows]
+                known = [case["name"] for case in training_cases() + scoring_cases() if case["name"] in rows]
                 write(FIGURES / f"{backend}.json", json.dumps({name: rows[name] for name in known}, indent=2) + "\n")
                 print(f"{NAMES[backend]}: {len(wanted)} jobs", file=sys.stderr, flush=True)
     write(OUT, table({backend: read(backend) for backend in BACKENDS if (FIGURES / f"{backend}.json").exists()}))

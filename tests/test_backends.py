@@ -93,16 +93,13 @@ WHOLE = [
         weighting_kwargs={"calibrate": False},
     ),
 ]
-ONLY_WITH_STAGE_2 = {"plain", "reward", "reward lora", "margins"}  # of ZeRO, beside SFT and DPO
 SAVED = [
     case("saved sft", "sft", columns=COLUMNS, **{**LINUPPER, **LOG, **SAVING}),
     case("saved dpo", "dpo", True, loss_type=["beta_dpo"], group_column="source", columns=("source",), **SAVING),
 ]
 
 
-def cases_of(backend: str) -> list[dict]:
-    resumed = [{**one, "name": f"{one['name']} again", "continues": [one["name"], 2]} for one in SAVED]
-    return [one for one in WHOLE if backend != "zero1" or one["name"] not in ONLY_WITH_STAGE_2] + SAVED + resumed
+CASES = WHOLE + SAVED + [{**one, "name": f"{one['name']} again", "continues": [one["name"], 2]} for one in SAVED]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +127,7 @@ def alone(start, tokenizer, tmp_path_factory) -> Path:
 def results(request, start, tmp_path_factory) -> Results:
     results = Results("backend_cases.py", tmp_path_factory.mktemp(request.param), request.param)
     shutil.copytree(start, results.folder, dirs_exist_ok=True)
-    results.run(cases_of(request.param))
+    results.run(CASES)
     return results
 
 
@@ -154,10 +151,8 @@ def rows(folder: Path) -> list[dict]:
 
 def test_two_processes_train_what_one_does(results, alone):
     """The model, and each figure that a step logs: losses, weights, rewards, averages, the gradient's norm."""
-    for one in cases_of(results.backend):
+    for one in WHOLE:
         name, options = one["name"], one["options"]
-        if one not in WHOLE:
-            continue
         ours, theirs = results.folder / name, alone / name
         trained = weights(ours)
         assert gap(trained, weights(theirs)) < TOLERANCE, name
@@ -187,7 +182,7 @@ def test_what_it_saves_is_an_ordinary_model(results):
         (None, True): AutoPeftModelForCausalLM,
         (None, False): AutoModelForCausalLM,
     }
-    for one in cases_of(results.backend):
+    for one in CASES:
         kind = kinds[("reward" if one["job"] == "reward" else None, one["lora"])]
         options = {"num_labels": 1} if kind is AutoPeftModelForSequenceClassification else {}
         model = kind.from_pretrained(results.folder / one["name"] / "model", **options)
@@ -221,8 +216,6 @@ def test_two_processes_score_what_one_does(results, alone):
 
 def test_one_process_goes_on_where_two_were(results, tokenizer):
     """From a checkpoint of DDP; where the optimizer's state is in parts, that is said."""
-    if results.backend == "zero1":
-        return  # trains no such case
     (plain,) = (one for one in WHOLE if one["name"] == "plain")
     alone = {**plain, "name": "plain alone", "continues": ["plain", 2]}
     if results.backend != "multi_gpu":
