@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from hf_gradkit import WorkerConsistencyCallback
-from hf_gradkit.callbacks.shard_check import ShardCheck
-from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples
-from hf_gradkit.callbacks.worker_verdicts import Directions
+from hf_gradkit.callbacks.worker_agreement import WorkerAgreement, packed
+from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples, WorkerGradient
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.gradients.errors import GradientRecordError
 from hf_gradkit.gradients.projections import signs
@@ -176,18 +175,20 @@ def test_a_worker_without_examples_or_gradient(tokenizer):
 
 
 def test_a_worker_without_gradient_leaves_the_ratios_alone():
-    monitor = WorkerConsistencyCallback()
-    monitor._norms, monitor._noise, monitor._directions = ChangeWithin(50), NoiseWithin(50), Directions(50)
-    monitor._log_norms, monitor._rows, monitor._shards = ChangeWithin(50), None, ShardCheck(2)
-    known = torch.tensor([8.0, 8.0])
+    agreement = WorkerAgreement(window=50, rows=None)
+    directions = (torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.75**0.5]))
     healthy = [[1.0 + step % 3 / 10, 1.1] for step in range(4)]
     for squares in (*healthy, [0.0, 1.0], [float("nan"), 1.0], *healthy):
-        squares = torch.tensor(squares)
-        cosines = torch.tensor([[1.0, 0.5 if squares.min() > 0 else float("nan")]]).expand(2, 2)
-        figures = monitor._of_norms(squares.sqrt())
-        figures |= monitor._of_directions(squares, known, known / 8, known, torch.full((2,), float("nan")), cosines)
-    assert figures["consistency/direction_ratio"] == figures["consistency/direction_ratio"]
+        workers = [
+            packed(WorkerGradient(square, square**0.5 * direction, 8.0, 1.0, 8.0, float("nan")), loss=None)
+            for square, direction in zip(squares, directions, strict=True)
+        ]
+        figures, _ = agreement.update(torch.stack(workers), apart=False)
+        assert ("consistency/direction" in figures) == (squares in healthy)
+    assert figures["consistency/direction"] == pytest.approx(0.5)
+    assert math.isfinite(figures["consistency/direction_ratio"])
     assert figures["consistency/grad_norm_dispersion_ratio"] > 0
+    assert not any("loss" in name for name in figures)  # which no worker knew
 
 
 def test_a_gradient_that_did_not_show_is_named(tokenizer):

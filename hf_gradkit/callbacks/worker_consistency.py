@@ -1,24 +1,21 @@
 """WorkerConsistencyCallback: whether data-parallel workers train on the same thing, before averaging hides it."""
 
 import logging
-import math
 from typing import Any
 
-import torch
 from accelerate.utils import gather, gather_object
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from .._backends import SHARDED, backend, check_backend
 from .._text import check_whole_number
-from ..gradients.workers import ChangeWithin, NoiseWithin, dispersion, mean_cosine, pairwise_cosines
 from .figures_log import FiguresLog
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
+from .worker_agreement import WorkerAgreement, packed
 from .worker_gradients import HookedGradients, OwnGradients
 from .worker_inputs import WorkerInputs
-from .worker_verdicts import BATCHES, LEAST, Directions, offset_of_losses, offset_of_norms
+from .worker_verdicts import LEAST
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +93,10 @@ class WorkerConsistencyCallback(TrainerCallback):
             self._pairs = has_pairs(self._trainer)
         self._source = self._find_source(args, model)
         self._inputs = WorkerInputs(model, self._trainer, self._pairs)
-        self._workers = args.world_size
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
         self._rows = _number_of_rows(train_dataloader)
-        self._losses, self._norms = ChangeWithin(self.window), ChangeWithin(self.window)
-        self._log_norms = ChangeWithin(self.window)
-        self._noise = NoiseWithin(self.window)
-        self._directions, self._few_rows = Directions(self.window), False
+        self._agreement = WorkerAgreement(self.window, self._rows)
         self._whole_epoch = True
         if state.global_step:
             self._whole_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
@@ -236,86 +229,16 @@ class WorkerConsistencyCallback(TrainerCallback):
             self._shards.add(hashes)
 
     def _report(self, step: int) -> None:
-        gradient, loss = self._source.end(), self._inputs.loss()
-        numbers = [
-            float("nan") if loss is None else loss,
-            gradient.square,
-            gradient.small,
-            gradient.of_small,
-            gradient.examples,
-            gradient.mean_square,
-        ]
-        sketch = gradient.sketch.double()
-        mine = torch.cat([torch.tensor(numbers, dtype=torch.float64, device=sketch.device), sketch])
-        everybody = gather(mine[None])  # (N, 6 + k)
-        losses, squares, small, of_small, examples, mean_square = everybody[:, :6].cpu().T
-        cosines = pairwise_cosines(everybody[:, 6:].cpu())
-        figures = self._of_losses(losses) | self._of_norms(squares.sqrt())
-        figures |= self._of_directions(squares, small, of_small, examples, mean_square, cosines)
-        details = {
-            "source": self._source.name,
-            "losses": _rounded(losses),
-            "norms": _rounded(squares.sqrt()),
-            "cosines": [_rounded(row) for row in cosines],
-        }
-        self.figures.add(step, figures, details)
-        self._judge()
-
-    def _of_losses(self, losses: Tensor) -> dict[str, float]:
-        if not losses.isfinite().all():
-            return {}
-        self._losses.update(losses, self._shards.apart)
-        return _with_expected("loss_dispersion", dispersion(losses), self._losses.expected, self._losses.ratio)
-
-    def _of_norms(self, norms: Tensor) -> dict[str, float]:
-        if not norms.isfinite().all():
-            return {}
-        self._norms.update(norms, self._shards.apart)
-        if norms.min() > 0:
-            self._log_norms.update(norms.log())
-        return _with_expected("grad_norm_dispersion", dispersion(norms), self._norms.expected, self._norms.ratio)
-
-    def _of_directions(self, squares, small, of_small, examples, mean_square, cosines) -> dict[str, float]:
-        if mean_square.isfinite().all():
-            direction = float(mean_cosine(squares.sqrt(), mean_square[0].sqrt()))
-        else:
-            weights = torch.outer(squares.sqrt(), squares.sqrt())
-            off = ~torch.eye(len(cosines), dtype=torch.bool)
-            direction = float((weights * cosines)[off].sum() / weights[off].sum())
-        if not math.isfinite(direction):  # no gradient, or no number, on some worker
-            return {}
-        if small.isfinite().all():
-            norms = squares.sqrt()
-            n = len(norms)
-            products = direction * float((norms.sum().square() - squares.sum()) / (n * (n - 1)))
-            self._noise.update(*(float(x.mean()) for x in (small, of_small, squares, examples)), products)
-        expected = self._noise.expected_cosine(float(examples.mean()))
-        self._directions.update(direction, expected, cosines)
-        self._few_rows = self._rows is not None and self._rows < BATCHES * float(examples.max())
-        return _with_expected("direction", direction, expected, self._noise.ratio)
-
-    # ---- what is wrong ------------------------------------------------------------------------------------------
-
-    def _judge(self) -> None:
-        verdicts = {
-            "same": self._directions.same(),
-            "offset": offset_of_losses(self._losses, self.window),
-            "norms": offset_of_norms(self._log_norms, self._workers),
-            "apart": None if self._few_rows else self._directions.apart(self._noise),
-        }
-        for kind, message in verdicts.items():
-            if message is not None:
-                self._warn(kind, message)
+        mine = packed(self._source.end(), self._inputs.loss())
+        figures, details = self._agreement.update(gather(mine[None]), self._shards.apart)
+        self.figures.add(step, figures, {"source": self._source.name, **details})
+        for kind, message in self._agreement.verdicts().items():
+            self._warn(kind, message)
 
     def _warn(self, kind: str, message: str) -> None:
         if self._is_main and kind not in self._warned and not self._warned & {"shards", "same"}:
             logger.warning(f"Data-parallel workers disagree (consistency/* in the logs). {message}")
         self._warned.add(kind)
-
-
-def _with_expected(name: str, value: float, expected: float | None, ratio: float | None) -> dict[str, float]:
-    found = {"": value, "_expected": expected, "_ratio": ratio}
-    return {f"consistency/{name}{ending}": figure for ending, figure in found.items() if figure is not None}
 
 
 def _number_of_rows(dataloader: Any) -> int | None:
@@ -329,7 +252,3 @@ def _number_of_rows(dataloader: Any) -> int | None:
         return min(rows, len(inner.sampler))  # a sampler may draw fewer on purpose
     except (AttributeError, TypeError):
         return rows
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{value:.6g}") for value in values.tolist()]
