@@ -5,6 +5,9 @@ import functools
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -14,6 +17,8 @@ from accelerate.utils import DistributedType
 REPLICATED = frozenset({DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU})
 # Besides: parameters, gradients or optimizer state are split over the processes.
 SHARDED = REPLICATED | {DistributedType.FSDP, DistributedType.DEEPSPEED}
+# In what gloo and NCCL say of a collective whose other end is gone.
+PEER_GONE = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
 
 
 def backend() -> DistributedType:
@@ -96,6 +101,35 @@ def outlive_gloo() -> None:
 
 def _wait() -> None:
     time.sleep(0.25)
+
+
+@contextmanager
+def whole_state_dict(accelerator: Any) -> Iterator[None]:
+    """Let FSDP2 gather a model that is saved, where the configuration has it write parts (`SHARDED_STATE_DICT`).
+
+    Args:
+        accelerator: the trainer's.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.distributed_type != DistributedType.FSDP or "FULL" in str(plugin.state_dict_type):
+        yield
+        return
+    before = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(before)
+
+
+def lost_another_process(error: BaseException | None) -> bool:
+    """Return whether an error is, or comes from, a collective whose other end is gone."""
+    while error is not None:
+        words = str(error).lower()
+        if isinstance(error, RuntimeError) and any(sign in words for sign in PEER_GONE):
+            return True
+        error = error.__cause__
+    return False
 
 
 def launched_as(what: str) -> bool:

@@ -19,6 +19,8 @@ CHECKPOINT_SEAMS = {
     "train": "resumes from whole checkpoints only, and ends with the example log and the trainer's state written",
     "_save_checkpoint": "writes one checkpoint, on all ranks; what an earlier run left in its place goes first",
     "_save_rng_state": "writes the last part that every rank has in a checkpoint, just before trainer_state.json",
+    "_run_epoch": "trains an epoch, whose number it is told, and at least one step of it",
+    "save_model": "writes a model: of a checkpoint, or with `_internal_call` False or no folder for good",
 }
 # Methods of transformers' Trainer around the Hub, in all trainers of ours; training calls them where it pushes.
 HUB_SEAMS = {
@@ -33,7 +35,6 @@ TRAINER_SEAMS = {
     "_set_signature_columns_if_needed": "columns that accompany an example stay in the data set",
     "_get_dataloader": "says whether a loader is for training, so that only training batches carry example columns",
     "_prepare_for_training": "runs once per `train()`, with the checkpoint to resume from",
-    "_run_epoch": "is told the epoch's number",
     "_save_optimizer_and_scheduler": "runs on all ranks while a checkpoint's training state is written",
     "get_batch_samples": "has all micro-batches of an optimizer step at hand",
     "compute_loss": "has the model's outputs at hand",

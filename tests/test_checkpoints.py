@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import trl
+from transformers import TrainerCallback
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
+from hf_gradkit.cli.job import find_checkpoint
 from hf_gradkit.reporting import read_example_log
 from hf_gradkit.reporting.example_log import ExampleLog
 from hf_gradkit.trainers.checkpointing import CheckpointMixin
@@ -31,6 +33,20 @@ OPTIONS = {
     "weighting": "linupper",
     "example_log": True,
 }
+
+
+OF_TRL = {key: value for key, value in OPTIONS.items() if key not in ("weighting", "example_log")}
+
+
+class Fails(TrainerCallback):
+    """Raises in the middle of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            raise RuntimeError(f"in step {self.step}")
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +124,8 @@ def test_no_checkpoint_is_whole(copied, tokenizer):
 @pytest.fixture
 def of_another(tokenizer, tmp_path):
     """A run of TRL's own trainer, which lists no files, and where it is."""
-    options = {key: value for key, value in OPTIONS.items() if key not in ("weighting", "example_log")}
     folder = tmp_path / "of_another"
-    return train(trl.SFTTrainer, trl.SFTConfig, tokenizer, folder, text_dataset(26), **options), folder
+    return train(trl.SFTTrainer, trl.SFTConfig, tokenizer, folder, text_dataset(26), **OF_TRL), folder
 
 
 def test_a_checkpoint_of_another_trainer_is_taken(of_another, tokenizer):
@@ -146,6 +161,70 @@ def test_the_checkpoint_that_could_not_be_read_is_not_named_as_the_one_to_use(ol
         assert "There is no whole one before it" in said
 
 
+def test_the_checkpoint_of_the_last_step_leaves_nothing_to_train(whole, copied, tokenizer, caplog):
+    """As after a kill between the last checkpoint and the end; transformers would train a step more."""
+    again = train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **OPTIONS)
+    assert (again.state.global_step, again.state.max_steps) == (6, 6)
+    assert f"{copied / 'checkpoint-6'} is of the last step, 6 of 6: nothing was left to train" in caplog.text
+    assert parameter_gap(whole, again) == 0
+    logs = [read_example_log(str(folder)).to_pylist() for folder in (whole.args.output_dir, copied)]
+    assert logs[0] == logs[1]
+    assert not (copied / "checkpoint-7").exists()
+    theirs = train(trl.SFTTrainer, trl.SFTConfig, tokenizer, copied, text_dataset(26), resume=True, **OF_TRL)
+    assert theirs.state.global_step == 7  # if that ever is 6, `_run_epoch` has nothing to mend any more
+
+
+def test_checkpoints_of_an_earlier_run_are_not_those_of_the_last(copied, tokenizer, caplog, capsys):
+    """A run that begins anew in the folder, and fails in its third step: its own are named, and gone on with."""
+    other = {**OPTIONS, "learning_rate": 2e-3}
+    trainer = make_trainer(*SFT, tokenizer, copied, text_dataset(26), **other)
+    trainer.add_callback(Fails(3))
+    with pytest.raises(RuntimeError, match="in step 3"):
+        trainer.train()
+    assert f"{copied} holds checkpoints of an earlier run, up to checkpoint-6. This run begins anew" in caplog.text
+    said = capsys.readouterr().err
+    assert f"The last whole checkpoint is {copied / 'checkpoint-2'}" in said
+    assert f"{copied / 'checkpoint-6'} is of an earlier run than the last one here: name it" in said
+    assert find_last_checkpoint(copied) == str(copied / "checkpoint-2")
+    again = train(*SFT, tokenizer, copied, text_dataset(26), resume=True, **other)
+    assert again.state.log_history[0]["learning_rate"] == pytest.approx(2e-3)
+    assert find_last_checkpoint(copied) == str(copied / "checkpoint-6")
+
+
+@pytest.mark.parametrize("name", ["run information", "checkpoints"])
+def test_which_run_was_the_last_is_known_by(name, copied):
+    """The run's own file, or without one what its checkpoints say."""
+    if name == "checkpoints":
+        (copied / "gradkit_run.json").unlink()
+        facts = read_facts(copied / "checkpoint-2")
+        (copied / "checkpoint-2" / FILES).write_text(json.dumps({**facts, "run_started": facts["run_started"] + 60}))
+        assert find_last_checkpoint(copied) == str(copied / "checkpoint-2")
+        return
+    info = json.loads((copied / "gradkit_run.json").read_text())
+    (copied / "gradkit_run.json").write_text(json.dumps({**info, "run_started": info["run_started"] + 60}))
+    assert find_last_checkpoint(copied) is None  # begun, and ended before its first checkpoint
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_gone_on_from(tokenizer, tmp_path):
+    options = {**OPTIONS, "max_steps": 2, "save_only_model": True}
+    train(*SFT, tokenizer, tmp_path, text_dataset(26), **options)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is not whole: it has the model alone \(save_only_model\)"):
+        train(*SFT, tokenizer, tmp_path, text_dataset(26), resume=str(tmp_path / "checkpoint-2"), **options)
+    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+        train(*SFT, tokenizer, tmp_path, text_dataset(26), resume=True, **options)
+
+
+def test_auto_goes_on_where_it_can(copied, tokenizer, tmp_path):
+    shutil.rmtree(copied / "checkpoint-6")
+    for folder, first in ((copied, 5), (tmp_path / "empty", 1)):
+        trainer = train(*SFT, tokenizer, folder, text_dataset(26), resume="auto", logging_steps=1, **OPTIONS)
+        trained = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+        assert (trained[0], trained[-1]) == (1, 6)
+        assert trainer._initial_global_step == first - 1
+    assert find_checkpoint("auto", str(copied)) == str(copied / "checkpoint-6")
+    assert find_checkpoint("auto", str(tmp_path / "nowhere")) is None
+
+
 def test_what_a_run_leaves_of_an_earlier_one(copied, tokenizer):
     """A checkpoint is written into an empty folder: a file of an earlier run must not pass for its own."""
     (copied / "checkpoint-2" / "stale.pt").write_text("of an earlier run")
@@ -175,9 +254,9 @@ def test_only_so_many_checkpoints_are_kept(tokenizer, tmp_path):
 def test_data_or_batch_of_another_size(rows, changes, part, copied, tokenizer):
     with pytest.raises(ValueError, match=part):
         train(*SFT, tokenizer, copied, text_dataset(rows), resume=True, **{**OPTIONS, **changes})
-    anew = {**OPTIONS, **changes, "ignore_data_skip": True}
+    anew = {**OPTIONS, **changes, "ignore_data_skip": True, "max_steps": 7}
     trainer = train(*SFT, tokenizer, copied, text_dataset(rows), resume=True, **anew)
-    assert trainer.state.global_step > 6
+    assert trainer.state.global_step == 7
 
 
 def test_the_same_step_may_be_split_otherwise(whole, copied, tokenizer):

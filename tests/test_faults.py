@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from helpers import make_rows
 from hf_gradkit.cli import sft
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.reporting import read_example_log
-from hf_gradkit.trainers.mixin import STATE_FILE
-from launch import launch
+from hf_gradkit.trainers.checkpoints import STATE_FILE, last_whole_checkpoint
+from launch import launch, run
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 
@@ -53,13 +54,25 @@ def workplace(tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-def start(workplace: Path, out: str, backend: str = "multi_gpu", fault: dict | None = None, **changes):
+@pytest.fixture(scope="module")
+def whole(workplace) -> Path:
+    """The run that nothing happens to."""
+    start(workplace, "whole").assert_backend("multi_gpu")
+    return workplace / "whole"
+
+
+def arguments(out: str, **changes) -> list[str]:
     options = {**OPTIONS, "output_dir": out, **changes}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {"GRADKIT_TEST_FAULT": json.dumps(fault or {})}
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def environment(fault: dict | None) -> dict[str, str]:
     # As where files are on a full disk: no bytecode, which would be cut short as well.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    return launch(WORKER, arguments, f"cpu/{backend}", 300, workplace, environment)
+    return {"GRADKIT_TEST_FAULT": json.dumps(fault or {}), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def start(workplace: Path, out: str, backend: str = "multi_gpu", fault: dict | None = None, **changes):
+    return launch(WORKER, arguments(out, **changes), f"cpu/{backend}", 300, workplace, environment(fault))
 
 
 def assert_same_run(run: Path, whole: Path, last: int = 10) -> None:
@@ -86,11 +99,10 @@ def test_data_that_ends_early(workplace, monkeypatch, capsys):
     (workplace / "parts").mkdir()
     (workplace / "parts" / "train-1.jsonl").write_text("".join(lines[:16]))
     second = workplace / "parts" / "train-2.jsonl"
-    streamed = {"dataset_name": "parts", "dataset_streaming": True, "max_steps": 6}
+    streamed = {"dataset_name": "parts", "dataset_streaming": True}
 
     def job(out: str, **changes):
-        options = {**OPTIONS, **streamed, "output_dir": out, **changes}
-        return sft.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+        return sft.main(arguments(out, **streamed, **{"max_steps": 6, **changes}))
 
     second.write_text("".join(lines[16:])[:-20])
     assert job("early", save_steps=1) == 2
@@ -108,10 +120,8 @@ def test_data_that_ends_early(workplace, monkeypatch, capsys):
     assert logs[0] == logs[1]
 
 
-def test_one_fault_after_the_other(workplace):
-    whole = start(workplace, "whole")
-    whole.assert_backend("multi_gpu")
-    run = workplace / "run"
+def test_one_fault_after_the_other(workplace, whole):
+    out = workplace / "run"
 
     ended = start(workplace, "run", fault={"kind": "kill", "rank": 1, "step": 3})
     assert ended.returncode != 0
@@ -119,47 +129,87 @@ def test_one_fault_after_the_other(workplace):
     assert "last whole checkpoint is run/checkpoint-2" in ended.output
 
     ended = start(workplace, "run", fault={"kind": "kill in save", "rank": 0, "step": 4}, resume_from_checkpoint=True)
-    assert "run/checkpoint-2" in ended.output
     assert ended.returncode != 0
-    assert (run / "checkpoint-4" / "model.safetensors").exists()
+    assert "Another process ended meanwhile" in ended.output
+    assert "[rank 1] The run ended with CheckpointError after step 4" in ended.output  # the first one cannot say it
+    assert "last whole checkpoint is run/checkpoint-2: resume_from_checkpoint=True" in ended.output
+    assert (out / "checkpoint-4" / "model.safetensors").exists()
 
-    ended = start(workplace, "run", fault={"kind": "disk full", "step": 6}, resume_from_checkpoint=True)
+    room = (out / "checkpoint-2" / "model.safetensors").stat().st_size + 1000  # but not for the optimizer's state
+    fault = {"kind": "disk full", "step": 6, "bytes": room}
+    ended = start(workplace, "run", fault=fault, resume_from_checkpoint=True)
     assert "run/checkpoint-4 is not whole: writing it did not come to its end" in ended.output
     assert "The run goes on from run/checkpoint-2" in ended.output
     assert "run/checkpoint-4 was there already and is written anew" in ended.output
     assert ended.returncode != 0
     assert "The checkpoint run/checkpoint-6 could not be written" in ended.output
+    assert "Make room or give permission, then resume" in ended.output
     assert "The last whole checkpoint is run/checkpoint-4" in ended.output
+    assert (out / "checkpoint-6" / "model.safetensors").exists()
 
-    ended = start(
-        workplace, "run", fault={"kind": "signal", "number": signal.SIGTERM, "step": 7}, resume_from_checkpoint=True
-    )
+    fault = {"kind": "signal", "number": signal.SIGTERM, "step": 7}
+    ended = start(workplace, "run", fault=fault, resume_from_checkpoint=True)
     assert "The run goes on from run/checkpoint-4" in ended.output
     assert ended.returncode != 0
     assert ended.output.count("SIGTERM: the run stopped after step 7 of 10 and saved run/checkpoint-7.") == 1
-    assert (run / "checkpoint-7").is_dir()
+    assert (out / "checkpoint-7").is_dir()
 
-    ended = start(
-        workplace, "run", fault={"kind": "signal", "number": signal.SIGINT, "step": 9}, resume_from_checkpoint=True
-    )
-    assert "run/checkpoint-7" in ended.output
+    fault = {"kind": "signal", "number": signal.SIGINT, "step": 9}
+    ended = start(workplace, "run", fault=fault, resume_from_checkpoint=True)
     assert ended.returncode != 0
+    assert "The run ended with Ctrl-C after step 9. The last whole checkpoint is run/checkpoint-8" in ended.output
+    assert "SIGTERM" not in ended.output
+    assert not (out / "checkpoint-9").exists()
+    assert not (out / "checkpoint-10").exists()
 
     last = start(workplace, "run", resume_from_checkpoint=True)
     last.assert_backend("multi_gpu")
-    assert_same_run(run, workplace / "whole")
+    assert_same_run(out, whole)
+
+
+def test_torchrun_starts_again_in_place(workplace, whole):
+    """As the page says: a process that dies, once, and "auto", which begins anew first and goes on then."""
+    port = ["--standalone", "--max_restarts", "1", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *port, str(WORKER)]
+    settings = environment({"kind": "kill", "rank": 1, "step": 7}) | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    restarted = run([*command, *arguments("restarted", resume_from_checkpoint="auto")], 300, workplace, settings)
+    restarted.assert_backend("multi_gpu")
+    assert "last whole checkpoint is restarted/checkpoint-6" in restarted.output
+    assert_same_run(workplace / "restarted", whole)
+
+
+def test_a_process_that_stops_without_an_end_is_given_up(workplace):
+    ended = start(workplace, "stopped", fault={"kind": "stop", "rank": 1, "step": 3, "timeout": 10})
+    assert ended.returncode != 0
+    assert "The run ended with" in ended.output
+    assert "last whole checkpoint is stopped/checkpoint-2" in ended.output
 
 
 @pytest.mark.parametrize("backend", ["fsdp2", "zero3"])
-def test_a_kill_in_a_sharded_checkpoint(backend, workplace):
-    """All parts are there but the last file: the checkpoint does not count."""
+def test_faults_in_a_sharded_checkpoint(backend, workplace):
+    """A kill when all parts are there but the last file: it does not count. SIGTERM: it does. A part is lost."""
     out, whole = f"{backend} run", f"{backend} whole"
-    start(workplace, whole, backend, max_steps=5).assert_backend(backend)
-    ended = start(workplace, out, backend, {"kind": "kill after list", "rank": 0, "step": 4}, max_steps=5)
+    parts = {"state_dict": "SHARDED_STATE_DICT"} if backend == "fsdp2" else {}
+    start(workplace, whole, backend, parts, max_steps=5).assert_backend(backend)
+
+    ended = start(workplace, out, backend, {**parts, "kind": "kill after list", "rank": 0, "step": 4}, max_steps=5)
     assert ended.returncode != 0
     assert (workplace / out / "checkpoint-4" / "checkpoint_files.json").exists()
-    last = start(workplace, out, backend, max_steps=5, resume_from_checkpoint=True)
+
+    fault = {**parts, "kind": "signal in save", "number": signal.SIGTERM, "step": 4}
+    ended = start(workplace, out, backend, fault, max_steps=5, resume_from_checkpoint=True)
+    assert f"{out}/checkpoint-4 is not whole: writing it did not come to its end" in ended.output
+    assert f"The run goes on from {out}/checkpoint-2" in ended.output
+    assert ended.returncode != 0
+    assert f"SIGTERM: the run stopped after step 4 of 5 and saved {out}/checkpoint-4." in ended.output
+
+    last = start(workplace, out, backend, parts, max_steps=5, resume_from_checkpoint=True)
     last.assert_backend(backend)
-    assert f"{out}/checkpoint-4 is not whole: writing it did not come to its end" in last.output
-    assert f"The run goes on from {out}/checkpoint-2" in last.output
-    assert_same_run(workplace / out, workplace / whole, last=4)
+    assert_same_run(workplace / out, workplace / whole, last=5)
+
+    checkpoint = workplace / out / "checkpoint-5"  # of the last step
+    part = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    part.write_bytes(part.read_bytes()[:-1])
+    found, passed_over = last_whole_checkpoint(workplace / out)
+    assert found == str(workplace / out / "checkpoint-4")
+    assert f"its file {part.relative_to(checkpoint)} has" in passed_over[0]

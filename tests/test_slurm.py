@@ -47,14 +47,8 @@ def test_each_machine_starts_its_part(tmp_path):
         assert option(command, "--main_process_ip") == "node7"
         assert option(command, "--machine_rank") == str(rank)
         assert option(command, "--config").endswith("slurm/two-nodes/sft.yaml")
-        assert "--resume_from_checkpoint" not in command
+        assert option(command, "--resume_from_checkpoint") == "auto"  # submitted again, it goes on
     assert len(first) == len(second)
-
-
-def test_a_job_that_is_submitted_again_goes_on(tmp_path):
-    (tmp_path / "runs" / "slurm-two-nodes" / "checkpoint-100").mkdir(parents=True)
-    for command in run_job(tmp_path):
-        assert option(command, "--resume_from_checkpoint") == "true"
 
 
 @pytest.mark.multiprocess

@@ -12,6 +12,7 @@ import trl
 
 from .._backends import prepare_cpu_backends
 from ..data.loading import load_mixture, load_split
+from ..publishing.files import WEIGHTS
 from ..scoring.processes import on_main
 from ..trainers.checkpoints import check_whole, find_last_checkpoint
 from .arguments import parse_job
@@ -147,7 +148,8 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
     """Return the folder of the checkpoint to go on from, or None to start anew.
 
     Args:
-        resume: a folder, or true for the last checkpoint in `output_dir` that is whole.
+        resume: a folder; true for the last checkpoint in `output_dir` that is whole; or "auto" for that or, where
+            there is none, a new run: for a command that is started again and again.
         output_dir: where the run writes its checkpoints.
 
     Raises:
@@ -155,16 +157,16 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
     """
     if resume is None or str(resume).lower() in ("false", "no", "none", ""):
         return None
-    if str(resume).lower() not in ("true", "yes"):
+    if str(resume).lower() not in ("true", "yes", "auto"):
         if not Path(resume).is_dir():
             raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but there is no such folder.")
         on_main(lambda: check_whole(str(resume)))
         return str(resume)
     last = on_main(lambda: find_last_checkpoint(output_dir))
-    if last is None:
+    if last is None and str(resume).lower() != "auto":
         raise ValueError(
             f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. "
-            "Correct `output_dir`, or leave `resume_from_checkpoint` out to start anew."
+            "Correct `output_dir`, or leave `resume_from_checkpoint` out to start anew ('auto' does that by itself)."
         )
     return last
 
@@ -242,7 +244,14 @@ def save(trainer: Any) -> None:
     trainer.save_model(folder)
     trainer.save_state()
     say = trainer.accelerator.print
-    say(f"The model is in {folder}, the logs are in {Path(folder) / 'trainer_state.json'}.")
+    logs = f"The logs are in {Path(folder) / 'trainer_state.json'}."
+    if not on_main(lambda: any(file for pattern in WEIGHTS for file in Path(folder).glob(pattern))):
+        say(
+            f"The model's weights are in {folder} in parts, as zero3_save_16bit_model false has DeepSpeed write them. "
+            f"Put them together with: python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization. {logs}"
+        )
+        return
+    say(f"The model is in {folder}. {logs}")
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
         say(f"The model was pushed to the Hub as {trainer.hub_model_id}.")

@@ -5,7 +5,7 @@
     checkpoint-40/trainer_state.json      last, by transformers
 
 A run that dies in the middle leaves a folder without the last two, a file that is lost or cut short later has another
-size.
+size. With `save_only_model` there is nothing to go on from, which the list says from the start.
 """
 
 import json
@@ -19,12 +19,15 @@ from accelerate.utils import DistributedType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .._backends import REPLICATED
+from ..reporting.run_info import FILE as RUN_INFO
 
 logger = logging.getLogger(__name__)
 
 FILES = "checkpoint_files.json"
 STATE = "trainer_state.json"
 STATE_FILE = "example_weighting.pt"  # what example weighting needs to go on; no other trainer writes one
+STARTED = "run_started"  # when the run began that a checkpoint is of, in seconds: tells it from another in its folder
+MODEL_ONLY = "model_only"
 
 
 class CheckpointError(OSError):
@@ -70,6 +73,8 @@ def defect_of(folder: Path) -> str | None:
         return f"its {FILES} is cut short"
     if listed is None and (folder / STATE_FILE).exists():
         return f"its {FILES} is missing, though it has {STATE_FILE}"
+    if listed and listed.get(MODEL_ONLY):
+        return "it has the model alone (save_only_model), without the state of optimizer, schedule and data"
     for name, size in (listed["files"] if listed else {}).items():
         path = folder / name
         if not path.is_file():
@@ -106,24 +111,48 @@ def last_whole_checkpoint(
 ) -> tuple[str | None, list[str]]:
     """Return the latest checkpoint that is whole, or None, and a sentence for each later one that is not.
 
+    Where several runs wrote into the folder, one after the other, only those of the last are looked at.
+
     Args:
         output_dir: the run's folder.
         before: a checkpoint; those of its step and later ones are not looked at.
     """
     passed_over = []
+    last_run = last_start(output_dir)
     for folder in checkpoints(output_dir):
-        if before is not None and int(folder.name.rpartition("-")[2]) >= step_of(Path(before)):
+        if before is not None and int(folder.name.rpartition("-")[2]) >= step_of(before):
             continue
         defect = defect_of(folder)
-        if defect is None:
+        if defect is not None:
+            passed_over.append(f"{folder} is not whole: {defect}.")
+        elif started(folder) not in (None, last_run):
+            passed_over.append(f"{folder} is of an earlier run than the last one here: name it to go on from it.")
+        else:
             return str(folder), passed_over
-        passed_over.append(f"{folder} is not whole: {defect}.")
     return None, passed_over
 
 
-def step_of(checkpoint: Path) -> int:
+def started(checkpoint: str | os.PathLike) -> float | None:
+    """Return when the run began that a checkpoint is of, or None where it does not say."""
+    try:
+        return (read_facts(checkpoint) or {}).get(STARTED)
+    except (OSError, ValueError):
+        return None
+
+
+def last_start(output_dir: str | os.PathLike) -> float | None:
+    """Return when the last run of a folder began, by what it says of itself and by its checkpoints, or None."""
+    try:
+        of_run = json.loads((Path(output_dir) / RUN_INFO).read_text()).get(STARTED)
+    except (OSError, ValueError):
+        of_run = None
+    known = [of_run, *(started(folder) for folder in checkpoints(output_dir))]
+    return max((moment for moment in known if moment is not None), default=None)
+
+
+def step_of(checkpoint: str | os.PathLike) -> int:
     """Return the optimizer step at which a whole checkpoint was written."""
-    return json.loads((checkpoint / STATE).read_text())["global_step"]
+    return json.loads((Path(checkpoint) / STATE).read_text())["global_step"]
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from .checkpoints import folder_of
 
 EXIT_CODE = 128 + signal.SIGTERM
+AT_ONCE = 5.0  # seconds within which signals are one
 
 
 class Terminated(SystemExit):
@@ -24,7 +26,8 @@ class Terminated(SystemExit):
 class StopWhenAsked(TrainerCallback):
     """Saves and stops after the step in which a process of the run was asked to stop.
 
-    Processes hear of it in different steps, so they tell each other after each: one number is summed over them.
+    Processes hear of it in different steps, so they tell each other after each step and each checkpoint: one number
+    is summed over them.
 
     Args:
         accelerator: the trainer's.
@@ -36,27 +39,32 @@ class StopWhenAsked(TrainerCallback):
         self.stopping = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = self.asked
-        if self.accelerator.num_processes > 1:
-            asked = torch.tensor([float(asked)], device=self.accelerator.device)
-            asked = self.accelerator.reduce(asked, "sum").item() > 0
-        if asked:
+        if self._any_asked():
             self.stopping = True
             control.should_save, control.should_evaluate = True, False
 
     def on_save(self, args, state, control, **kwargs):
-        if not self.stopping:
+        if not self.stopping and not self._any_asked():  # while the checkpoint was written
             return
         self.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             folder = folder_of(args.output_dir, state.global_step)
+            words = "resume_from_checkpoint=True goes on from it."
+            if args.save_only_model:
+                words = f"It has the model alone (save_only_model): model_name_or_path={folder} begins anew from it."
             print(
                 f"SIGTERM: the run stopped after step {state.global_step} of {state.max_steps} and saved {folder}. "
-                "resume_from_checkpoint=True goes on from it.",
+                f"{words}",
                 file=sys.stderr,
                 flush=True,
             )
         raise Terminated(EXIT_CODE)
+
+    def _any_asked(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        asked = torch.tensor([float(self.asked)], device=self.accelerator.device)
+        return self.accelerator.reduce(asked, "sum").item() > 0
 
 
 @contextmanager
@@ -67,13 +75,15 @@ def saving_on_sigterm(trainer: Any) -> Iterator[None]:
     if not saves or not ours:
         yield
         return
-    callback, process = StopWhenAsked(trainer.accelerator), os.getpid()
+    callback, process, first = StopWhenAsked(trainer.accelerator), os.getpid(), []
 
     def ask(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process
-        if os.getpid() == process:
+        first.append(time.monotonic())
+        # A supervisor that signals the whole group reaches a process twice, directly and through its launcher.
+        if os.getpid() == process and first[-1] - first[0] < AT_ONCE:
             callback.asked = True
-        else:  # a process that was forked off, for data
+        else:  # it was meant to end at once; or a process that was forked off, for data
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.add_callback(callback)
