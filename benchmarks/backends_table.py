@@ -64,6 +64,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "DPO, MADPO": ("dpo", ("reward_margin",), {"weighting": "madpo"}),
     "DPO, RPO": ("dpo", ("reward_margin",), {"loss_type": ["rpo"], "loss_kwargs": {"rpo": {"eta": 0.1}}}),
     "DPO, beta-DPO": ("dpo", (), {"loss_type": ["beta_dpo"]}),
+    "DPO, balanced gradients": ("dpo", (), {"gradient_balancing": "batch", "monitor_steps": 1}),
     "Reward training": ("reward", (), {}),
 }
 ROWS = {"SFT, resampling by loss": 16}  # an epoch of two steps, so that the third is of rows drawn by loss

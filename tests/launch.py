@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
+RUN_MODULE = Path(__file__).parent / "workers" / "run_module.py"
 REPORT = "GRADKIT_TEST_WORLD"  # environment variable with the folder that the processes report to
 if REPORT in os.environ:
     # In a started process, which has imported the rest by now: every start and end of a trainer collects garbage, and
@@ -28,11 +29,23 @@ if REPORT in os.environ:
 
 # What a trainer's processes are when a configuration of accelerate_configs/cpu/ is what it says.
 BACKENDS = {
-    "multi_gpu": {"distributed_type": "MULTI_CPU", "wrapper": "DistributedDataParallel", "sharded": False},
-    "fsdp2": {"distributed_type": "FSDP", "sharded": True},
-    "zero1": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 1, "sharded": False},
-    "zero2": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 2, "sharded": False},
-    "zero3": {"distributed_type": "DEEPSPEED", "wrapper": "DeepSpeedEngine", "zero_stage": 3, "sharded": True},
+    "multi_gpu": {
+        "started_as": "DDP",
+        "distributed_type": "MULTI_CPU",
+        "wrapper": "DistributedDataParallel",
+        "sharded": False,
+    },
+    "fsdp2": {"started_as": "FSDP2", "distributed_type": "FSDP", "sharded": True},
+    **{
+        f"zero{stage}": {
+            "started_as": f"ZeRO-{stage}",
+            "distributed_type": "DEEPSPEED",
+            "wrapper": "DeepSpeedEngine",
+            "zero_stage": stage,
+            "sharded": stage == 3,
+        }
+        for stage in (1, 2, 3)
+    },
 }
 
 
@@ -58,6 +71,12 @@ class Launched:
             assert world["num_processes"] == num_processes, world
             assert world["distributed_type"] == distributed_type, world
 
+    def assert_command(self, name: str, distributed_type: str = "MULTI_CPU") -> None:
+        """Assert that two processes ran together what trains nothing, started as what `cpu/<name>.yaml` says."""
+        self.assert_world(distributed_type)
+        for world in self.worlds:
+            assert world["started_as"] == BACKENDS[name]["started_as"], world
+
     def assert_backend(self, name: str) -> None:
         """Assert that two processes trained together, and as what `cpu/<name>.yaml` says (see `report_world`)."""
         self.assert_world(BACKENDS[name]["distributed_type"])
@@ -76,7 +95,7 @@ def launch(
     """Start a script (a path) or a module (a dotted name) as two processes, and wait for them.
 
     Args:
-        target: what runs in each process.
+        target: what runs in each process. A module reports its world by itself, if it is a command of ours.
         args: its arguments.
         config: a file of accelerate_configs/, by name; None starts with torchrun, without accelerate's launcher.
         timeout: seconds after which all processes are killed.
@@ -90,7 +109,12 @@ def launch(
         path = CONFIGS / f"{config}.yaml"
         start = ["accelerate.commands.launch", "--config_file", str(path), "--main_process_port", str(port)]
     is_script = Path(target).suffix == ".py"
-    return run([sys.executable, "-m", *start, *([] if is_script else ["-m"]), str(target), *args], timeout, cwd, env)
+    return run(
+        [sys.executable, "-m", *start, *([] if is_script else [str(RUN_MODULE)]), str(target), *args],
+        timeout,
+        cwd,
+        env,
+    )
 
 
 def run(
@@ -145,6 +169,7 @@ def report_world(trainer: Any = None) -> None:
     # DeepSpeed and FSDP are known to the accelerator's state only.
     full = AcceleratorState() if AcceleratorState._shared_state else state
     world = {
+        "started_as": started_as(),
         "process_index": state.process_index,
         "num_processes": state.num_processes,
         "distributed_type": full.distributed_type.value,
@@ -153,6 +178,15 @@ def report_world(trainer: Any = None) -> None:
         **({} if trainer is None else wrapping(trainer)),
     }
     (Path(os.environ[REPORT]) / f"rank{state.process_index}-{os.getpid()}.json").write_text(json.dumps(world))
+
+
+def started_as() -> str:
+    """Return what accelerate's launcher told this process to train as."""
+    from hf_gradkit._backends import launched_as
+
+    if launched_as("FSDP"):
+        return f"FSDP{os.environ['FSDP_VERSION']}"
+    return f"ZeRO-{os.environ['ACCELERATE_DEEPSPEED_ZERO_STAGE']}" if launched_as("DEEPSPEED") else "DDP"
 
 
 def wrapping(trainer: Any) -> dict[str, Any]:

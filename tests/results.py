@@ -38,6 +38,6 @@ class Results:
         path = self.folder / "cases.json"
         path.write_text(json.dumps(cases))
         launched = launch(self.worker, [str(path), str(self.folder)], config=f"cpu/{self.backend}", timeout=500)
-        launched.assert_world(BACKENDS[self.backend]["distributed_type"])
+        launched.assert_command(self.backend, BACKENDS[self.backend]["distributed_type"])
         if "wrapper" in launched.worlds[0]:  # the worker handed a trainer to `report_world`
             launched.assert_backend(self.backend)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_gradkit.reporting import read_example_log
+from hf_gradkit.trainers.checkpoints import read_facts
 from hf_gradkit.trainers.mixin import STATE_FILE
 from launch import BACKENDS
 from pair_helpers import pairs, save_policy
@@ -99,6 +100,7 @@ SAVED = [
 ]
 
 
+(PLAIN,) = (one for one in WHOLE if one["name"] == "plain")
 CASES = WHOLE + SAVED + [{**one, "name": f"{one['name']} again", "continues": [one["name"], 2]} for one in SAVED]
 
 
@@ -124,10 +126,14 @@ def alone(start, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def results(request, start, tmp_path_factory) -> Results:
+def results(request, start, alone, tmp_path_factory) -> Results:
     results = Results("backend_cases.py", tmp_path_factory.mktemp(request.param), request.param)
     shutil.copytree(start, results.folder, dirs_exist_ok=True)
-    results.run(CASES)
+    cases = list(CASES)
+    if request.param == "multi_gpu":
+        shutil.copytree(alone / "plain", results.folder / "plain of one")
+        cases.append({**PLAIN, "name": "plain of two", "continues": ["plain of one", 2]})
+    results.run(cases)
     return results
 
 
@@ -216,14 +222,24 @@ def test_two_processes_score_what_one_does(results, alone):
 
 def test_one_process_goes_on_where_two_were(results, tokenizer):
     """From a checkpoint of DDP; where the optimizer's state is in parts, that is said."""
-    (plain,) = (one for one in WHOLE if one["name"] == "plain")
-    alone = {**plain, "name": "plain alone", "continues": ["plain", 2]}
+    alone = {**PLAIN, "name": "plain alone", "continues": ["plain", 2]}
     if results.backend != "multi_gpu":
         with pytest.raises(ValueError, match=r"was written by 2 processes under .*, and 1 process cannot read"):
             run_cases([alone], results.folder, tokenizer, processes=1)
         return
     run_cases([alone], results.folder, tokenizer, processes=1)
-    whole, again = (results.folder / name for name in ("plain", "plain alone"))
+    check_same_run(*(results.folder / name for name in ("plain", "plain alone")))
+
+
+@pytest.mark.parametrize("results", ["multi_gpu"], indirect=True)
+def test_two_processes_go_on_where_one_was(results, alone):
+    check_same_run(alone / "plain", results.folder / "plain of two")
+
+
+def check_same_run(whole: Path, again: Path) -> None:
+    """Check that a run which went on with another number of processes is the uninterrupted one, up to rounding."""
+    written, now = (read_facts(run / f"checkpoint-{step}")["processes"] for run, step in ((again, 2), (again, 3)))
+    assert {written, now} == {1, 2}
     assert gap(weights(whole), weights(again)) < TOLERANCE
     for row, expected in zip(rows(again), rows(whole), strict=True):
         assert row["example_id"] == expected["example_id"]

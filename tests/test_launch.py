@@ -53,7 +53,7 @@ from hf_gradkit._backends import prepare_cpu_backends
 prepare_cpu_backends()
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))  # holds the process group
-print("reduces", flush=True)
+print(f"{dist.get_world_size()} reduce by {dist.get_backend()}", flush=True)
 sys.setswitchinterval(10)  # gloo's threads get Python's lock when the main thread waits, not before
 dist.all_reduce_coalesced([torch.ones(1) for _ in range(1000)])  # to drop so many takes a thread its time
 dist.destroy_process_group()
@@ -100,7 +100,7 @@ def test_processes_end_after_gloo_s_threads(script):
     """Without the wait, "terminate called without an active exception"."""
     launched = launch(script(LEAVE))
     assert launched.returncode == 0, launched.output
-    assert launched.output.count("reduces") == 2
+    assert launched.output.count("2 reduce by gloo") == 2
 
 
 def test_fsdp_that_would_be_ddp_is_refused(script, tmp_path):

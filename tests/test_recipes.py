@@ -175,7 +175,8 @@ def check_run(folder, steps: int, processes: int) -> None:
     assert any("eval_loss" in entry for entry in state["log_history"])
     assert (folder / "model.safetensors").exists()
     assert list((folder / "example_log").glob("*.parquet"))
-    assert json.loads((folder / "gradkit_run.json").read_text())["processes"] == processes
+    info = json.loads((folder / "gradkit_run.json").read_text())
+    assert (info["processes"], info["distributed_type"]) == (processes, "NO" if processes == 1 else "MULTI_CPU")
 
 
 def test_the_tiny_recipe_runs_and_resumes(demo_folder, monkeypatch, capsys):

@@ -149,7 +149,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(changes, message, scoring, cap
 @pytest.mark.multiprocess
 def test_two_processes_score_as_one(scoring, workplace):
     launched = launch("hf_gradkit.cli.score", scoring(output_dir="two"), cwd=workplace)
-    assert launched.returncode == 0, launched.output[-4000:]
+    launched.assert_command("multi_gpu")
     assert launched.output.count("14 pairs scored by") == 1
     scored = load_split("two/scored.parquet", "train")
     assert list(scored["reward_margin"]) == pytest.approx(list(expected(workplace)["reward_margin"]), abs=1e-5)
@@ -276,7 +276,7 @@ def test_reward_refuses(changes, message, training, capsys):
 def test_folds_on_two_processes(training, workplace):
     arguments = training(output_dir="two-folds", folds=2, fold_seed=2)
     launched = launch("hf_gradkit.cli.reward", arguments, cwd=workplace)
-    assert launched.returncode == 0, launched.output[-4000:]
+    launched.assert_backend("multi_gpu")
     assert launched.output.count("2 reward models are in two-folds") == 1
     for fold in (0, 1):
         state = json.loads((workplace / "two-folds" / f"fold-{fold}" / "trainer_state.json").read_text())

@@ -80,6 +80,6 @@ def test_two_launchers_train_together(tmp_path, tokenizer):
             process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n\n".join(text[-4000:] for text in outputs)
     info = json.loads((tmp_path / "runs/slurm-two-nodes/gradkit_run.json").read_text())
-    assert info["processes"] == 2
+    assert (info["processes"], info["distributed_type"]) == (2, "MULTI_CPU")
     lines = (tmp_path / "runs/slurm-two-nodes/worker_consistency.jsonl").read_text().splitlines()
     assert len(json.loads(lines[0])["losses"]) == 2

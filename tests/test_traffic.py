@@ -9,10 +9,12 @@ import pytest
 from hf_gradkit.data.tiny import tiny_llama
 from launch import launch
 from pair_helpers import save_policy
+from pairs import save_reward_model
 
 pytestmark = pytest.mark.multiprocess
 
 WORKER = Path(__file__).parent / "workers" / "traffic_cases.py"
+TFIDF = 65_536 * 8  # the frequencies of its buckets
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 STEPS, SHARDED_STEPS = 4, 4
 RANKS, PROBES = 2, 256
@@ -40,10 +42,21 @@ TWO = {"gradient_accumulation_steps": 2}
 SAVING = {"save_strategy": "steps", "save_steps": 1000}
 EVERY_OTHER = {"monitor_steps": 2}
 STATISTICS = {"statistics": EVERY_OTHER}
-MEMBERSHIP = case("membership", "membership", attacks=["loss"], **AUDIT)
+MEMBERSHIP = case("membership", "membership", rows=26, attacks=["loss"], **AUDIT)
+SCORING = [
+    case(f"{kind} {rows}", kind, rows=rows, batch_size=4, **({"fraction": 0.5} if kind == "selection" else {}))
+    for kind in ("difficulty", "margins", "selection")
+    for rows in (16, 64)
+]
+
+EXTRACTION = {"prefix_tokens": 4, "suffix_tokens": 4, "generations": 1, **AUDIT}
 
 CASES = [
     MEMBERSHIP,
+    case("membership, more", "membership", rows=74, attacks=["loss"], **AUDIT),
+    *(case(name, "extraction", rows=n, **EXTRACTION) for name, n in (("extraction", 26), ("extraction, more", 74))),
+    *SCORING,
+    case("greedy 64", "selection", rows=64, batch_size=4, fraction=0.5, method="greedy"),
     case("sft", "trl"),
     case("sft, two", "trl", **TWO),
     case("saving", "trl", **SAVING),
@@ -70,11 +83,16 @@ CASES = [
 ]
 SHARDED = [
     MEMBERSHIP,
-    case("gradients", "membership", attacks=["gradient_norm"], **AUDIT),
-    case("extraction", "extraction", prefix_tokens=4, suffix_tokens=4, generations=1, **AUDIT),
+    *SCORING,
+    case("gradients", "membership", rows=26, attacks=["gradient_norm"], **AUDIT),
+    case("extraction", "extraction", rows=26, **EXTRACTION),
     *(
         case(name, kind, steps=SHARDED_STEPS, **options)
         for name, kind, options in (
+            ("sft", "trl", {}),
+            ("statistics 4", "sft", {"callbacks": STATISTICS}),
+            ("consistency", "sft", {"callbacks": {"consistency": EVERY_OTHER}}),
+            ("resampled", "sft", {"rows": 16, "sampler": "personal_loss"}),
             ("micro_batch", "sft", weights("micro_batch")),
             ("micro_batch, two", "sft", {**weights("micro_batch"), **TWO}),
             ("step", "sft", weights("step")),
@@ -92,6 +110,7 @@ SHARDED = [
 def count(backend, cases, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp(backend)
     save_policy(folder / "policy", tokenizer)
+    save_reward_model(tokenizer, folder / "reward_model")
     (folder / "cases.json").write_text(json.dumps(cases))
     launch(WORKER, [str(folder / "cases.json"), str(folder)], f"cpu/{backend}", timeout=300).assert_backend(backend)
     return json.loads((folder / "traffic.json").read_text())
@@ -157,7 +176,7 @@ def test_weights(counted):
 
 def test_stopping_groups_and_resampling(counted):
     stop = said("the same, where checkpoints are written: were any of them asked to stop (SIGTERM)?")
-    assert more(counted, "sigterm", "saving") == (STEPS * stop, 0)
+    assert more(counted, "sigterm", "saving") == ((STEPS + 1) * stop, 0)  # the last step writes a checkpoint
     # All three names are in the first micro-batch: one gather of some ten bytes each.
     assert more(counted, "groups", "micro_batch 4") == (0, 1)
     assert counted["groups"]["object_bytes"] < 100
@@ -177,14 +196,14 @@ def test_balancing(counted):
     assert more(counted, "balanced batches", "dpo") == (STEPS * said(BALANCING) + STEPS // 2 * besides, 0)
 
 
-def test_monitors(counted):
+def test_monitors(counted, sizes):
     monitored, table = STEPS // 2, said("`EntanglementCallback`")
     direction = said('the same, `direction="step"`')
     assert more(counted, "entanglement", "dpo") == (monitored * table, 0)
     assert more(counted, "direction", "dpo") == (monitored * (table + direction), 0)
-    # DDP's own reduction goes through Python once a hook is registered, and is seen there.
-    figures = said("`WorkerConsistencyCallback`")
-    assert more(counted, "consistency", "sft", but=["all_reduce"]) == (monitored * figures, monitored)
+    # DDP's own reduction goes through Python once a hook is registered, and is seen there: each gradient once a step.
+    figures, gradients = said("`WorkerConsistencyCallback`"), STEPS * sizes["P"]
+    assert more(counted, "consistency", "sft") == (monitored * figures + gradients, monitored)
     assert 8 <= counted["consistency"]["object_bytes"] / (STEPS * 4) < 14  # "about 10 bytes an example"
 
 
@@ -200,7 +219,51 @@ def test_statistics(counted):
 def test_audits(counted):
     assert set(counted["membership"]) == {"told", "object_bytes"}
     assert more(counted, "privacy", "sft") == (0, 0)
-    assert max(counted[name]["object_bytes"] for name in ("membership", "privacy")) < 10_000
+    for name in ("membership", "extraction"):
+        assert counted[name]["object_bytes"] < 10_000
+        a_text = (counted[f"{name}, more"]["object_bytes"] - counted[name]["object_bytes"]) / (74 - 26)
+        assert 100 < a_text < 200
+    assert counted["privacy"]["object_bytes"] < 2 * (26 + 500)  # before the first step, and at the end
+
+
+def objects(counted, kind):
+    """Bytes of objects that a job sends which trains nothing, and those that 48 rows add to it."""
+    few, many = counted[f"{kind} 16"], counted[f"{kind} 64"]
+    assert set(few) == set(many) == {"told", "object_bytes"}  # no tensor, and no parameter of a model
+    return few["object_bytes"], many["object_bytes"] - few["object_bytes"]
+
+
+def check_scoring(counted):
+    for kind, a_row in (("difficulty", 1), ("margins", 2)):
+        fixed, added = objects(counted, kind)
+        assert added == 48 * a_row
+        assert fixed < 1000
+    fixed, added = objects(counted, "selection")
+    assert TFIDF < fixed < TFIDF + 10_000
+    kept = 24 * 8
+    assert kept + 48 * 2 < added < kept + 48 * 5 + 100  # two answers, and at most three passes over the prompts
+
+
+def test_scoring_and_selection(counted):
+    check_scoring(counted)
+    greedy = counted["greedy 64"]["object_bytes"] - counted["selection 64"]["object_bytes"]
+    assert 64 * 8 <= greedy < 64 * 8 + 300
+
+
+def test_what_costs_nothing_more_where_fsdp2_splits(sharded):
+    """Bytes of these are what they are under DDP; parameters are among them."""
+    monitored = SHARDED_STEPS // 2
+    assert more(sharded, "resampled", "sft") == (SHARDED_STEPS * said('`sampler="personal_loss"`'), 0)
+    assert more(sharded, "statistics 4", "sft") == (0, monitored)
+    assert more(sharded, "consistency", "sft") == (monitored * said("`WorkerConsistencyCallback`"), monitored)
+    assert more(sharded, "entanglement", "dpo") == (monitored * said("`EntanglementCallback`"), 0)
+    balancing = SHARDED_STEPS * said(BALANCING) + monitored * said("the same")
+    assert more(sharded, "balanced batches", "dpo") == (balancing, 0)
+    zero = {"sft": ("resampled", "statistics 4", "consistency"), "dpo": ("entanglement", "balanced batches")}
+    for base, names in zero.items():
+        assert parameters(sharded, base) > 0
+        assert {parameters(sharded, name, base) for name in names} == {0}
+    check_scoring(sharded)
 
 
 def test_passes_of_a_model_that_fsdp2_splits(sharded, sizes):
@@ -211,8 +274,6 @@ def test_passes_of_a_model_that_fsdp2_splits(sharded, sizes):
     assert parameters(sharded, "step, two", "micro_batch, two") == SHARDED_STEPS * (two - last)
     both = a_pass("the same, DPO without precomputed log-probabilities", P=P, Q=P)
     assert parameters(sharded, "dpo step", "dpo") == SHARDED_STEPS * both
-    for name in ("entanglement", "balanced batches"):
-        assert parameters(sharded, name, "dpo") == 0
     # What the audit is of before the first step, and again at the end.
     most = 2 * BATCHES * a_pass("`PrivacyAuditCallback`", P=P)
     assert most - 2 * BATCHES * last < parameters(sharded, "privacy", "micro_batch") <= most

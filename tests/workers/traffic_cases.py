@@ -23,6 +23,8 @@ from hf_gradkit import (
 from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.audit import audit_extraction, audit_membership
 from hf_gradkit.cli.job import release
+from hf_gradkit.scoring import add_difficulty, add_reward_margins
+from hf_gradkit.selection import FiFA
 from launch import report_world
 from pair_helpers import OURS, dpo, pairs
 
@@ -34,7 +36,7 @@ CALLBACKS = {
     "statistics": GradientStatisticsCallback,
     "privacy_audit": PrivacyAuditCallback,
 }
-HALF = 13  # members of an audit, and as many non-members
+HALF = 13  # members of the audit in a callback, and as many non-members
 
 
 class Traffic:
@@ -87,9 +89,9 @@ class Traffic:
         return taken
 
 
-def halves() -> list[Dataset]:
-    rows = [{"text": row["text"] + " and so on and on"} for row in make_rows(2 * HALF)]
-    return [Dataset.from_list(rows[:HALF]), Dataset.from_list(rows[HALF:])]
+def halves(size: int = HALF) -> list[Dataset]:
+    rows = [{"text": row["text"] + " and so on and on"} for row in make_rows(2 * size)]
+    return [Dataset.from_list(rows[:size]), Dataset.from_list(rows[size:])]
 
 
 def build(case: dict, folder: Path, tokenizer):
@@ -110,12 +112,34 @@ def build(case: dict, folder: Path, tokenizer):
     return trainer
 
 
-def audit(case: dict, folder: Path) -> None:
-    policy, cache = str(folder / "policy"), folder / f"{case['name']}-cache"
-    if case["kind"] == "membership":
-        audit_membership(policy, *halves(), bootstrap_rounds=10, cache_folder=cache, **case["options"])
-    else:
-        audit_extraction(policy, *halves(), cache_folder=cache, **case["options"])
+def membership(policy: str, reward_model: str, rows: int, **options) -> None:
+    audit_membership(policy, *halves(rows // 2), bootstrap_rounds=10, **options)
+
+
+def extraction(policy: str, reward_model: str, rows: int, **options) -> None:
+    audit_extraction(policy, *halves(rows // 2), **options)
+
+
+def difficulty(policy: str, reward_model: str, rows: int, **options) -> None:
+    add_difficulty(text_dataset(rows), policy, ["loss", "grand"], **options)
+
+
+def margins(policy: str, reward_model: str, rows: int, **options) -> None:
+    add_reward_margins(pairs(rows), reward_model, **options)
+
+
+def selection(policy: str, reward_model: str, rows: int, **options) -> None:
+    quality = {"by": "perplexity", "model": policy}
+    FiFA(margin={"by": "reward_model", "model": reward_model}, quality=quality, **options).select(pairs(rows))
+
+
+WITHOUT_TRAINER = {
+    "membership": membership,
+    "extraction": extraction,
+    "difficulty": difficulty,
+    "margins": margins,
+    "selection": selection,
+}
 
 
 def main() -> None:
@@ -123,10 +147,12 @@ def main() -> None:
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
     traffic, counted, trainer = Traffic(), {}, None
-    for case in sorted(cases, key=lambda case: case["kind"] not in ("membership", "extraction")):  # before any trainer
-        if case["kind"] in ("membership", "extraction"):
+    for case in sorted(cases, key=lambda case: case["kind"] not in WITHOUT_TRAINER):  # before any trainer
+        if case["kind"] in WITHOUT_TRAINER:
             traffic.take()
-            audit(case, folder)
+            models = (str(folder / "policy"), str(folder / "reward_model"))
+            cache = folder / f"{case['name']}-cache"
+            WITHOUT_TRAINER[case["kind"]](*models, case["rows"], cache_folder=cache, **case["options"])
             counted[case["name"]] = traffic.take()
             continue
         if trainer is not None:
