@@ -7,7 +7,7 @@ from accelerate.utils import gather, gather_object
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from .._backends import SHARDED, backend, check_backend
+from .._backends import SHARDED, backend, check_backend, check_state
 from .._text import check_whole_number
 from .figures_log import FiguresLog
 from .gradient_statistics import has_pairs
@@ -18,6 +18,8 @@ from .worker_inputs import WorkerInputs
 from .worker_verdicts import LEAST
 
 logger = logging.getLogger(__name__)
+
+FIGURES = "The figures of WorkerConsistencyCallback"
 
 
 class WorkerConsistencyCallback(TrainerCallback):
@@ -53,7 +55,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         pairs: whether batches are [chosen; rejected]; None asks the trainer.
 
     Raises:
-        ValueError: for options out of their domain, or gradients that are scaled (fp16).
+        ValueError: for options out of their domain, gradients that are scaled (fp16), a parallelism configuration, and
+            the first version of FSDP.
     """
 
     def __init__(
@@ -86,7 +89,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         if self._idle:
             logger.warning("One process trains alone, so WorkerConsistencyCallback has no workers to compare.")
             return
-        check_backend(backend(), "The figures of WorkerConsistencyCallback", "leave it out", tested=SHARDED)
+        check_backend(backend(), FIGURES, "leave it out", tested=SHARDED)
+        check_state(FIGURES, "leave the callback out")
         if args.fp16:
             raise ValueError("`fp16` scales the loss, and with it the gradients' norms. Use bf16 with the monitor.")
         if self._pairs is None:
