@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hf_gradkit import WorkerConsistencyCallback
+from hf_gradkit.callbacks.single_examples import NOISE_STEPS, SingleExamples
 from hf_gradkit.callbacks.worker_agreement import WorkerAgreement, packed
-from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples, WorkerGradient
+from hf_gradkit.callbacks.worker_gradients import OwnGradients, WorkerGradient
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.gradients.errors import GradientRecordError
 from hf_gradkit.gradients.projections import signs
@@ -213,6 +214,17 @@ def test_what_cannot_be_recorded_by_example_is_named_once(tokenizer, caplog):
 
 
 def test_balancing_by_a_backward_pass_of_its_own_needs_ddps_hook(tokenizer):
-    args = SimpleNamespace(gradient_balancing="pair")
+    args = SimpleNamespace(gradient_balancing="pair", torch_compile=False)
     with pytest.raises(ValueError, match="gradient_balancing='pair' runs a backward pass of its own"):
         WorkerConsistencyCallback()._find_source(args, tiny_llama(tokenizer, hidden_size=32))
+
+
+def test_single_examples_of_a_compiled_model_are_not_recorded(tokenizer, caplog):
+    model = tiny_llama(tokenizer, hidden_size=32)
+    forwards = [module.forward for module in model.modules()]
+    examples = SingleExamples(model, pairs=False, compiled=True)
+    examples.begin()
+    assert [module.forward for module in model.modules()] == forwards
+    assert examples.mean_square() != examples.mean_square()  # NaN: unknown
+    (record,) = caplog.records
+    assert "The model is compiled" in record.getMessage()

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from .._backends import SHARDED, backend, check_backend, check_state
 from .._text import check_whole_number
+from ..gradients.parameters import inside_compiled
 from .figures_log import FiguresLog
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
@@ -108,12 +109,15 @@ class WorkerConsistencyCallback(TrainerCallback):
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
 
     def _find_source(self, args: Any, model: Any) -> HookedGradients | OwnGradients:
-        wrapped = getattr(self._trainer, "model_wrapped", None)
+        outermost = getattr(self._trainer, "model_wrapped", None)
+        wrapped = inside_compiled(outermost)
+        compiled = args.torch_compile or wrapped is not outermost
         if isinstance(wrapped, DistributedDataParallel):
             if isinstance(self._source, HookedGradients) and self._source.of(wrapped):
-                return self._source  # another `train()` of the same model
+                self._source.begin_run()  # another `train()` of the same model
+                return self._source
             try:
-                return HookedGradients(wrapped, self.probes, self._pairs)
+                return HookedGradients(wrapped, self.probes, self._pairs, compiled)
             except RuntimeError:  # DDP takes one hook, and somebody else's is there
                 logger.info("DDP has a communication hook already: workers' gradients are read on the parameters.")
         if getattr(args, "gradient_balancing", None) == "pair":
@@ -122,7 +126,7 @@ class WorkerConsistencyCallback(TrainerCallback):
                 "tell from the one that trains in DDP's communication hook. Leave out the hook of your own, or the "
                 "callback."
             )
-        return OwnGradients(model, self.probes, self._pairs)
+        return OwnGradients(model, self.probes, self._pairs, compiled)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if not self._idle:
