@@ -11,6 +11,7 @@ from .._backends import SHARDED, backend, check_backend, check_state
 from .._text import check_whole_number
 from ..gradients.parameters import inside_compiled
 from .figures_log import FiguresLog
+from .given_data import given_data, number_of_rows, split_twice
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
 from .worker_agreement import WorkerAgreement, packed
@@ -100,13 +101,16 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._inputs = WorkerInputs(model, self._trainer, self._pairs)
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
-        self._rows = _number_of_rows(train_dataloader)
+        self._rows = number_of_rows(train_dataloader)
         self._agreement = WorkerAgreement(self.window, self._rows)
         self._whole_epoch = True
         if state.global_step:
             self._whole_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
             self._say_resumed()
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
+        split = split_twice(gather_object([given_data(train_dataloader)]))
+        if split is not None:
+            self._warn("split", split)
 
     def _find_source(self, args: Any, model: Any) -> HookedGradients | OwnGradients:
         outermost = getattr(self._trainer, "model_wrapped", None)
@@ -247,16 +251,3 @@ class WorkerConsistencyCallback(TrainerCallback):
         if self._is_main and kind not in self._warned and not self._warned & {"shards", "same"}:
             logger.warning(f"Data-parallel workers disagree (consistency/* in the logs). {message}")
         self._warned.add(kind)
-
-
-def _number_of_rows(dataloader: Any) -> int | None:
-    """Return how many rows an epoch should see; None for streams and loaders that do not say."""
-    try:
-        rows = len(dataloader.dataset)
-    except (AttributeError, TypeError):
-        return None
-    inner = getattr(getattr(dataloader, "batch_sampler", None), "batch_sampler", None)  # of a loader that is sharded
-    try:
-        return min(rows, len(inner.sampler))  # a sampler may draw fewer on purpose
-    except (AttributeError, TypeError):
-        return rows
