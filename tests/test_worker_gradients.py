@@ -176,7 +176,7 @@ def test_a_worker_without_examples_or_gradient(tokenizer):
 
 
 def test_a_worker_without_gradient_leaves_the_ratios_alone():
-    agreement = WorkerAgreement(window=50, rows=None)
+    agreement = WorkerAgreement(window=50, epoch=None)
     directions = (torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.75**0.5]))
     healthy = [[1.0 + step % 3 / 10, 1.1] for step in range(4)]
     for squares in (*healthy, [0.0, 1.0], [float("nan"), 1.0], *healthy):

@@ -11,7 +11,7 @@ from .._backends import SHARDED, backend, check_backend, check_state
 from .._text import check_whole_number
 from ..gradients.parameters import inside_compiled
 from .figures_log import FiguresLog
-from .given_data import given_data, number_of_rows, split_twice
+from .given_data import given_data, number_of_rows, split_twice, steps_of_epoch
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
 from .worker_agreement import WorkerAgreement, packed
@@ -102,7 +102,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
         self._rows = number_of_rows(train_dataloader)
-        self._agreement = WorkerAgreement(self.window, self._rows)
+        epoch = steps_of_epoch(train_dataloader, args.gradient_accumulation_steps, self.monitor_steps)
+        self._agreement = WorkerAgreement(self.window, epoch)
         self._whole_epoch = True
         if state.global_step:
             self._whole_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
@@ -198,6 +199,9 @@ class WorkerConsistencyCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._stop()
+        unknown = None if self._idle else self._agreement.unknown_direction()
+        if unknown is not None and self._is_main:
+            logger.warning(unknown)
 
     def stop_watching(self) -> None:
         """Take everything off model and trainer, as after a run that was interrupted in the middle of a step."""
