@@ -12,6 +12,7 @@ from .._text import check_whole_number
 from ..gradients.parameters import inside_compiled
 from .figures_log import FiguresLog
 from .given_data import given_data, number_of_rows, split_twice, steps_of_epoch
+from .gradient_monitor import close_all, leave_on, take_off
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
 from .worker_agreement import WorkerAgreement, packed
@@ -81,12 +82,15 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._idle = self._whole_epoch = True
         self._source: Any = None
         self._inputs: WorkerInputs | None = None
+        self._model: Any = None
         self._warned: set[str] = set()
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self._stop()
+        close_all(model)  # a run that was interrupted may have left something, another trainer's even
+        self._close()
+        self._warned = set()
         self._idle, self._is_main = args.world_size == 1, state.is_world_process_zero
         if self._idle:
             logger.warning("One process trains alone, so WorkerConsistencyCallback has no workers to compare.")
@@ -98,7 +102,6 @@ class WorkerConsistencyCallback(TrainerCallback):
         if self._pairs is None:
             self._pairs = has_pairs(self._trainer)
         self._source = self._find_source(args, model)
-        self._inputs = WorkerInputs(model, self._trainer, self._pairs)
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
         self._rows = number_of_rows(train_dataloader)
@@ -133,10 +136,15 @@ class WorkerConsistencyCallback(TrainerCallback):
             )
         return OwnGradients(model, self.probes, self._pairs, compiled)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if not self._idle:
-            self._shards.begin_epoch()
-            self._given = []
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        if self._idle:
+            return
+        if self._inputs is None:  # not before: another monitor's `on_train_begin` would take it off
+            self._inputs = WorkerInputs(model, self._trainer, self._pairs)
+            self._model = model
+            leave_on(model, self)
+        self._shards.begin_epoch()
+        self._given = []
 
     def _say_resumed(self) -> None:
         if self._is_main:
@@ -165,7 +173,7 @@ class WorkerConsistencyCallback(TrainerCallback):
             try:
                 self._source.micro_batch(self._inputs.examples_of_last, last)
             except BaseException:
-                self._stop()
+                close_all(self._model)
                 raise
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -198,22 +206,23 @@ class WorkerConsistencyCallback(TrainerCallback):
             self.figures.after_log(state.log_history)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._stop()
+        self._close()
         unknown = None if self._idle else self._agreement.unknown_direction()
         if unknown is not None and self._is_main:
             logger.warning(unknown)
 
     def stop_watching(self) -> None:
         """Take everything off model and trainer, as after a run that was interrupted in the middle of a step."""
-        self._stop()
+        self._close()
 
-    def _stop(self) -> None:
+    def _close(self) -> None:
         self._watching = False
         if self._source is not None:
             self._source.close()
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+            take_off(self._model, self)
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
