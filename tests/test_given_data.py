@@ -45,7 +45,10 @@ def test_data_that_only_the_first_rank_reads():
 
 
 def test_loaders_that_split_nothing():
-    assert split_twice([given_data(DataLoader(half)) for half in halves(ROWS)]) is None
+    for data in (ROWS, STREAM):
+        assert split_twice([given_data(DataLoader(half)) for half in halves(data)]) is None
+    whole = of_ranks([ROWS, ROWS], dispatch_batches=False)
+    assert split_twice([whole[0], given_data(DataLoader(ROWS))]) is None
     assert split_twice([given_data(None), given_data(None)]) is None
 
 

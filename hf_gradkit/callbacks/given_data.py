@@ -5,7 +5,7 @@ from hashlib import blake2b
 from math import gcd
 from typing import Any
 
-from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, IterableDatasetShard
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, DataLoaderShard, IterableDatasetShard
 from datasets import Dataset, IterableDataset
 from torch.utils.data import SequentialSampler
 
@@ -33,13 +33,14 @@ class GivenData:
 
 def given_data(dataloader: Any) -> GivenData:
     """Return what this rank says of its data. No row of a stream is read."""
-    dataset = getattr(dataloader, "dataset", None)
+    if not isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher)):
+        return GivenData()  # nobody splits what the rank was given
+    dataset = dataloader.dataset
     if isinstance(dataset, IterableDatasetShard):
         dataset = dataset.dataset
     if isinstance(dataset, IterableDataset):
         return GivenData(parts=_compat.parts_of_stream(dataset))
-    sharded = isinstance(getattr(dataloader, "batch_sampler", None), BatchSamplerShard)
-    if not sharded or isinstance(dataloader, DataLoaderDispatcher):
+    if isinstance(dataloader, DataLoaderDispatcher) or not isinstance(dataloader.batch_sampler, BatchSamplerShard):
         return GivenData()
     try:
         rows = len(dataset)
@@ -84,6 +85,8 @@ def _hashes(dataset: Dataset, rows: int) -> tuple[int, ...]:
 
 
 def _mostly_other(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    if len(ours) != len(theirs):  # columns of other kinds, of which some are not read
+        return False
     return sum(a != b for a, b in zip(ours, theirs, strict=True)) > len(ours) / 2
 
 
