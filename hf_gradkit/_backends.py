@@ -71,6 +71,32 @@ def check_fsdp_version(version: int) -> None:
         )
 
 
+def check_parallelism(config: object, what: str, instead: str) -> None:
+    """Raise `ValueError` for a parallelism configuration, with which nothing is tested.
+
+    Args:
+        config: accelerate's; None where there is none.
+        what: what does not run with one, as the start of a sentence in the plural.
+        instead: what to leave out, besides the configuration.
+    """
+    if config is not None:
+        raise ValueError(
+            f"{what} are not tested with a parallelism configuration: tensor, context and sequence parallelism split "
+            f"examples over ranks, which they do not follow. Leave out `parallelism_config`, or {instead}."
+        )
+
+
+def check_state(what: str, instead: str) -> None:
+    """Raise `ValueError` where the processes train in a way that `check_backend` does not see and nobody tested.
+
+    For callbacks, which are not handed an accelerator. Arguments as for `check_parallelism`.
+    """
+    state = AcceleratorState._shared_state  # read as in `backend`
+    if backend() == DistributedType.FSDP:
+        check_fsdp_version(state["fsdp_plugin"].fsdp_version)
+    check_parallelism(state.get("parallelism_config"), what, instead)
+
+
 def prepare_cpu_backends() -> None:
     """Let CPU processes that were launched as FSDP2 or DeepSpeed be that; on accelerators nothing changes.
 

@@ -211,6 +211,19 @@ def pickle_function(function: Any) -> bytes:
     return dumps(function)
 
 
+def parts_of_stream(dataset: Any) -> int:
+    """Return into how many parts `split_dataset_by_node` split a stream of `datasets`; 1 where nobody did."""
+    split = dataset._distributed
+    return 1 if split is None else split.world_size
+
+
+def is_decoded(feature: Any) -> bool:
+    """Return whether `datasets` decodes what a column holds, as it does images and sounds."""
+    from datasets.features.features import require_decoding
+
+    return require_decoding(feature, ignore_decode_attribute=True)
+
+
 def block_names(model: Any) -> frozenset[str]:
     """Return the names of the classes of a transformers model's blocks, each of which is kept in one piece."""
     return frozenset(model._no_split_modules or ())

@@ -190,7 +190,7 @@ def test_replicas_that_were_meant_to_train_together(tokenizer, tmp_path, monkeyp
     ("changed", "part"),
     [
         ({"distributed_type": DistributedType.MEGATRON_LM}, "not tested under MEGATRON_LM yet"),
-        ({"parallelism_config": ParallelismConfig()}, "Tensor, context and sequence parallelism split examples"),
+        ({"parallelism_config": ParallelismConfig()}, "tensor, context and sequence parallelism split examples"),
     ],
 )
 def test_backends_that_are_not_tested_refuse(changed, part, tokenizer, tmp_path):

@@ -1,10 +1,12 @@
 """The consistency monitor on real processes: exact figures, no false alarm, and every planted fault found."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import make_trainer, text_dataset
 from hf_gradkit import WorkerConsistencyCallback
@@ -70,12 +72,27 @@ def test_repeats_between_workers(copies, steps):
 STEPS = {"max_steps": 20, "per_device_train_batch_size": 8}
 TWICE = {**STEPS, "gradient_accumulation_steps": 2}
 ONE = {"max_steps": 1, "per_device_train_batch_size": 4}
+SHORT = {"max_steps": 6, "per_device_train_batch_size": 8}
+PACKED = {"packing": True, "max_length": 64, "per_device_train_batch_size": 2, "max_steps": 6}
+COMPILED = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 1}
+BOARD = {"report_to": "tensorboard"}
+JOBS = [
+    {"name": "text", "kind": "healthy", "options": SHORT},
+    {"name": "dpo", "kind": "dpo", "rows": 128, "options": SHORT},
+    {"name": "reward", "kind": "reward", "rows": 128, "options": SHORT},
+    {"name": "classification", "kind": "classification", "rows": 128, "options": SHORT},
+    {"name": "packed", "kind": "healthy", "options": PACKED},
+    {"name": "checkpointed", "kind": "healthy", "options": {**SHORT, "activation_checkpointing": True}},
+    {"name": "lora", "kind": "healthy", "lora": True, "options": {**SHORT, "activation_checkpointing": True}},
+    {"name": "stream", "kind": "stream", "options": SHORT},
+    {"name": "no trainer", "kind": "healthy", "callback": {"trainer": None}, "options": SHORT},
+]
 CASES = [
     {"name": "exact", "kind": "healthy", "exact": True, "options": ONE},
     {"name": "exact 2", "kind": "healthy", "exact": True, "options": {**ONE, "gradient_accumulation_steps": 2}},
     {"name": "watched", "kind": "healthy", "options": STEPS},
     {"name": "plain", "kind": "healthy", "watch": False, "parameters": True, "options": TWICE},
-    {"name": "every 5", "kind": "healthy", "callback": {"monitor_steps": 5}, "options": STEPS},
+    {"name": "every 5", "kind": "healthy", "callback": {"monitor_steps": 5}, "options": {**STEPS, **BOARD}},
     {"name": "accumulated", "kind": "healthy", "parameters": True, "options": TWICE},
     {"name": "epochs", "kind": "healthy", "rows": 100, "options": {**STEPS, "max_steps": 16}},
     {"name": "own hook", "kind": "healthy", "hook": "first", "options": STEPS},
@@ -90,6 +107,8 @@ CASES = [
         "options": {**STEPS, "max_steps": 8},
     },
     {"name": "other data", "kind": "other data", "options": STEPS},
+    *JOBS,
+    {"name": "compiled", "kind": "healthy", "options": {**TWICE, **COMPILED}},
     *({"name": f"healthy {seed}", "kind": "healthy", "options": {**STEPS, "seed": seed}} for seed in range(10)),
 ]
 
@@ -168,13 +187,54 @@ def test_where_figures_go(folder):
     assert len(logged) == 20
     assert all(0 < entry["consistency/direction_expected"] < 1 for entry in logged)
     assert lines(folder, "own hook")[-1]["source"] == "hooks on the parameters"
+    (event_file,) = (folder / "every 5").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file))
+    events.Reload()
+    keys = {key for entry in result(folder, "every 5")["logs"] for key in entry if key.startswith("consistency/")}
+    assert {f"train/{key}" for key in keys} <= set(events.Tags()["scalars"])
+    sent = [(event.step, event.value) for event in events.Scalars("train/consistency/direction")]
+    kept = [(line["step"], pytest.approx(line["consistency/direction"])) for line in lines(folder, "every 5")]
+    assert sent == kept
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", [case["name"] for case in JOBS])
+def test_jobs_have_their_figures(folder, name):
+    found = lines(folder, name)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
+    for line in found:
+        figures = [*line["losses"], *line["norms"], line["consistency/direction"]]
+        assert len(figures) == 5
+        assert all(math.isfinite(figure) for figure in figures)
+        assert line["source"] == ("hooks on the parameters" if name == "no trainer" else "DDP's communication hook")
+    assert result(folder, name)["warnings"] == []
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["checkpointed", "no trainer"])
+def test_figures_do_not_depend_on_how_they_are_come_by(folder, name):
+    for line, expected in zip(lines(folder, name), lines(folder, "text"), strict=True):
+        assert line["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert line["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+        healthy = [figures["consistency/direction_expected"] for figures in (line, expected)]
+        assert healthy[0] == pytest.approx(healthy[1], rel=1e-3)
+
+
+@pytest.mark.multiprocess
+def test_a_compiled_model_has_ddps_hook(folder):
+    (line,), (expected, *_) = lines(folder, "compiled"), lines(folder, "accumulated")
+    assert line["source"] == expected["source"] == "DDP's communication hook"
+    for name in ("norms", "losses"):
+        assert line[name] == pytest.approx(expected[name], rel=1e-4)
+    assert line["consistency/direction"] == pytest.approx(expected["consistency/direction"], abs=1e-4)
+    assert result(folder, "compiled")["warnings"] == []
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("backend", ["fsdp2", "zero1", "zero2", "zero3"])
 def test_sharded_parameters(backend, folder, tmp_path):
     """The same run with hooks on the parameters: losses and norms exactly, directions within the sketch's error."""
-    cases = [case for case in CASES if case["name"] in ("watched", "accumulated", "same", "mismatch")]
+    cases = [case for case in CASES if case["name"] in ("watched", "accumulated", "same", "mismatch", "lora")]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     launched = launch(WORKER, [str(tmp_path / "cases.json"), str(tmp_path)], config=f"cpu/{backend}", timeout=300)
     launched.assert_backend(backend)
@@ -192,6 +252,10 @@ def test_sharded_parameters(backend, folder, tmp_path):
     assert (norms - 1).abs().max() < 0.25
     assert norms.mean() == pytest.approx(1.0, abs=0.1)
     assert found[-1]["consistency/direction_ratio"] == pytest.approx(1.0, abs=0.35)
+    for line, expected in zip(lines(tmp_path, "lora"), lines(folder, "lora"), strict=True):
+        assert line["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+        assert line["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+    assert result(tmp_path, "lora")["warnings"] == []
     assert "the same batches" in result(tmp_path, "same")["warnings"][0]
     assert "a seed of its own" in result(tmp_path, "mismatch")["warnings"][0]
 

@@ -62,6 +62,7 @@ def test_seeds_of_their_own_are_found_after_as_many_steps_as_the_page_says(rows,
 EPOCH = {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 8}
 LONG = {**STEPS, "max_steps": 40}
 LENGTH = {**LONG, "train_sampling_strategy": "group_by_length"}
+OVERFIT = {**STEPS, "max_steps": 30, "train_sampling_strategy": "sequential"}
 IMAGES = {"max_steps": 4, "per_device_train_batch_size": 4}
 SAVED = {**STEPS, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
 CASES = [
@@ -71,6 +72,9 @@ CASES = [
     {"name": "scaled", "kind": "scaled", "options": LONG},
     {"name": "flipped", "kind": "flipped", "options": LONG},
     *({"name": f"length {s}", "kind": "healthy", "rows": 1024, "options": {**LENGTH, "seed": s}} for s in range(3)),
+    {"name": "split", "kind": "split", "options": {**STEPS, "max_steps": 3}},
+    {"name": "few rows", "kind": "healthy", "rows": 16, "options": OVERFIT},
+    {"name": "again", "kind": "own order", "seeds": [3, 3], "interrupted": 4, "options": {**STEPS, "max_steps": 5}},
     {"name": "images", "kind": "images", "options": IMAGES},
     {"name": "images 2", "kind": "images", "options": {**IMAGES, "gradient_accumulation_steps": 2}},
     {"name": "saved", "kind": "healthy", "rows": 160, "options": SAVED},
@@ -111,6 +115,26 @@ def test_gradients_far_apart_are_reported(folder):
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_sorted_by_length_are_no_alarm(folder, seed):
     assert result(folder, f"length {seed}")["warnings"] == []
+
+
+@pytest.mark.multiprocess
+def test_an_overfitting_check_on_few_rows_is_no_alarm(folder):
+    """Each worker has one batch, the same in each epoch, whose loss and gradient are its own."""
+    assert result(folder, "few rows")["warnings"] == []
+
+
+@pytest.mark.multiprocess
+def test_data_that_were_split_by_rank_already(folder):
+    (warning,) = result(folder, "split")["warnings"]
+    assert "the data loader splits them again: the ranks were given as many rows each, 256, but others" in warning
+    assert "So 1 of 2 rows are never seen. Give all ranks the same data" in warning
+
+
+@pytest.mark.multiprocess
+def test_what_an_interrupted_run_leaves_goes_when_a_monitor_trains_the_model_again(folder):
+    found = result(folder, "again")
+    assert found["left"] == [True, False]
+    assert [("the same batches" in warning) for warning in found["warnings"]] == [True, True]  # in each run
 
 
 @pytest.mark.multiprocess

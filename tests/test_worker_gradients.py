@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hf_gradkit import WorkerConsistencyCallback
+from hf_gradkit.callbacks.single_examples import NOISE_STEPS, SingleExamples
 from hf_gradkit.callbacks.worker_agreement import WorkerAgreement, packed
-from hf_gradkit.callbacks.worker_gradients import NOISE_STEPS, OwnGradients, SingleExamples, WorkerGradient
+from hf_gradkit.callbacks.worker_gradients import OwnGradients, WorkerGradient
 from hf_gradkit.data.tiny import tiny_llama
 from hf_gradkit.gradients.errors import GradientRecordError
 from hf_gradkit.gradients.projections import signs
@@ -175,7 +176,7 @@ def test_a_worker_without_examples_or_gradient(tokenizer):
 
 
 def test_a_worker_without_gradient_leaves_the_ratios_alone():
-    agreement = WorkerAgreement(window=50, rows=None)
+    agreement = WorkerAgreement(window=50, epoch=None)
     directions = (torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.75**0.5]))
     healthy = [[1.0 + step % 3 / 10, 1.1] for step in range(4)]
     for squares in (*healthy, [0.0, 1.0], [float("nan"), 1.0], *healthy):
@@ -213,6 +214,17 @@ def test_what_cannot_be_recorded_by_example_is_named_once(tokenizer, caplog):
 
 
 def test_balancing_by_a_backward_pass_of_its_own_needs_ddps_hook(tokenizer):
-    args = SimpleNamespace(gradient_balancing="pair")
+    args = SimpleNamespace(gradient_balancing="pair", torch_compile=False)
     with pytest.raises(ValueError, match="gradient_balancing='pair' runs a backward pass of its own"):
         WorkerConsistencyCallback()._find_source(args, tiny_llama(tokenizer, hidden_size=32))
+
+
+def test_single_examples_of_a_compiled_model_are_not_recorded(tokenizer, caplog):
+    model = tiny_llama(tokenizer, hidden_size=32)
+    forwards = [module.forward for module in model.modules()]
+    examples = SingleExamples(model, pairs=False, compiled=True)
+    examples.begin()
+    assert [module.forward for module in model.modules()] == forwards
+    assert examples.mean_square() != examples.mean_square()  # NaN: unknown
+    (record,) = caplog.records
+    assert "The model is compiled" in record.getMessage()

@@ -80,9 +80,8 @@ class GradientMonitor(TrainerCallback):
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self._close()
         if state.global_step % self.monitor_steps == 0:
-            watching = vars(model).setdefault(_WATCHING, [])
-            watching.append(self)
-            self._stack.callback(watching.remove, self)
+            leave_on(model, self)
+            self._stack.callback(take_off, model, self)
             self._recorder = self._stack.enter_context(shared_recorder(model, **self._needs(args)))
             self._watch(model)
             self._name_uncovered()
@@ -134,6 +133,16 @@ class GradientMonitor(TrainerCallback):
     def _close(self) -> None:
         self._stack.close()
         self._recorder = None
+
+
+def leave_on(model: nn.Module, monitor: Any) -> None:
+    """Note on a model that a monitor has something on it, which its `_close` takes off."""
+    vars(model).setdefault(_WATCHING, []).append(monitor)
+
+
+def take_off(model: nn.Module, monitor: Any) -> None:
+    """Forget that a monitor has something on a model."""
+    vars(model)[_WATCHING].remove(monitor)
 
 
 def close_all(model: nn.Module) -> None:

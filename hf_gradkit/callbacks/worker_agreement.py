@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..gradients.workers import ChangeWithin, NoiseWithin, dispersion, mean_cosine, pairwise_cosines
 from .worker_gradients import WorkerGradient
-from .worker_verdicts import BATCHES, Directions, offset_of_losses, offset_of_norms
+from .worker_verdicts import EPOCH, LEAST, Directions, offset_of_losses, offset_of_norms
 
 NUMBERS = 6  # of a worker, before its sketch
 
@@ -32,15 +32,16 @@ class WorkerAgreement:
 
     Args:
         window: monitored steps that ratios are over.
-        rows: of an epoch, all workers; None where unknown.
+        epoch: its optimizer steps; None where unknown.
     """
 
-    def __init__(self, window: int, rows: int | None):
-        self._window, self._rows = window, rows
+    def __init__(self, window: int, epoch: int | None):
+        self._window, self._epoch = window, epoch
         self._losses, self._norms = ChangeWithin(window), ChangeWithin(window)
         self._log_norms = ChangeWithin(window)
         self._noise = NoiseWithin(window)
-        self._directions, self._few_rows = Directions(window), False
+        self._directions = Directions(window)
+        self._steps, self._known = 0, False  # those with a direction, and whether one had an expected one
         self._workers = 0
 
     def update(self, everybody: Tensor, apart: bool) -> tuple[dict[str, float], dict[str, Any]]:
@@ -66,13 +67,25 @@ class WorkerAgreement:
 
     def verdicts(self) -> dict[str, str]:
         """Return what is wrong, by kind: a sentence or two each; nothing in a healthy run."""
-        found = {
-            "same": self._directions.same(),
-            "offset": offset_of_losses(self._losses, self._window),
-            "norms": offset_of_norms(self._log_norms, self._workers),
-            "apart": None if self._few_rows else self._directions.apart(self._noise),
-        }
+        found = {"same": self._directions.same()}
+        if self._epoch is None or self._epoch >= EPOCH:
+            found |= {
+                "offset": offset_of_losses(self._losses, self._window, self._epoch),
+                "norms": offset_of_norms(self._log_norms, self._workers, self._epoch),
+                "apart": self._directions.apart(self._noise),
+            }
         return {kind: message for kind, message in found.items() if message is not None}
+
+    def unknown_direction(self) -> str | None:
+        """Say that the expected direction stayed unknown, and why, where a run was long enough to know it."""
+        if self._known or self._steps < LEAST or not self._noise.steps:
+            return None
+        return (
+            f"The expected direction of the workers' gradients stayed unknown in all {self._steps} monitored steps, "
+            "so `consistency/direction` has nothing to be compared with: the gradients of single examples have so "
+            "little in common that their mean cannot be told from zero. More examples a worker in each step would "
+            "help. Where the data are noise, as random pairs are, nothing will."
+        )
 
     def _of_losses(self, losses: Tensor, apart: bool) -> dict[str, float]:
         if not losses.isfinite().all():
@@ -106,8 +119,9 @@ class WorkerAgreement:
             self._noise.update(*(float(x.mean()) for x in (small, of_small, squares, examples)), products)
         expected = self._noise.expected_cosine(float(examples.mean()))
         self._directions.update(direction, expected, cosines)
-        self._few_rows = self._rows is not None and self._rows < BATCHES * float(examples.max())
-        return _with_expected("direction", direction, expected, self._noise.ratio)
+        ratio = self._noise.ratio
+        self._steps, self._known = self._steps + 1, self._known or expected is not None or ratio is not None
+        return _with_expected("direction", direction, expected, ratio)
 
 
 def _with_expected(name: str, value: float, expected: float | None, ratio: float | None) -> dict[str, float]:

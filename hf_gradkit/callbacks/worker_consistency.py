@@ -7,9 +7,12 @@ from accelerate.utils import gather, gather_object
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from .._backends import SHARDED, backend, check_backend
+from .._backends import SHARDED, backend, check_backend, check_state
 from .._text import check_whole_number
+from ..gradients.parameters import inside_compiled
 from .figures_log import FiguresLog
+from .given_data import given_data, number_of_rows, split_twice, steps_of_epoch
+from .gradient_monitor import close_all, leave_on, take_off
 from .gradient_statistics import has_pairs
 from .shard_check import ShardCheck
 from .worker_agreement import WorkerAgreement, packed
@@ -18,6 +21,8 @@ from .worker_inputs import WorkerInputs
 from .worker_verdicts import LEAST
 
 logger = logging.getLogger(__name__)
+
+FIGURES = "The figures of WorkerConsistencyCallback"
 
 
 class WorkerConsistencyCallback(TrainerCallback):
@@ -53,7 +58,8 @@ class WorkerConsistencyCallback(TrainerCallback):
         pairs: whether batches are [chosen; rejected]; None asks the trainer.
 
     Raises:
-        ValueError: for options out of their domain, or gradients that are scaled (fp16).
+        ValueError: for options out of their domain, gradients that are scaled (fp16), a parallelism configuration, and
+            the first version of FSDP.
     """
 
     def __init__(
@@ -76,40 +82,50 @@ class WorkerConsistencyCallback(TrainerCallback):
         self._idle = self._whole_epoch = True
         self._source: Any = None
         self._inputs: WorkerInputs | None = None
+        self._model: Any = None
         self._warned: set[str] = set()
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self._stop()
+        close_all(model)  # a run that was interrupted may have left something, another trainer's even
+        self._close()
+        self._warned = set()
         self._idle, self._is_main = args.world_size == 1, state.is_world_process_zero
         if self._idle:
             logger.warning("One process trains alone, so WorkerConsistencyCallback has no workers to compare.")
             return
-        check_backend(backend(), "The figures of WorkerConsistencyCallback", "leave it out", tested=SHARDED)
+        check_backend(backend(), FIGURES, "leave it out", tested=SHARDED)
+        check_state(FIGURES, "leave the callback out")
         if args.fp16:
             raise ValueError("`fp16` scales the loss, and with it the gradients' norms. Use bf16 with the monitor.")
         if self._pairs is None:
             self._pairs = has_pairs(self._trainer)
         self._source = self._find_source(args, model)
-        self._inputs = WorkerInputs(model, self._trainer, self._pairs)
         self._shards = ShardCheck(args.world_size)
         self._given: list[list[int]] = []  # hashes of this worker's examples, steps that were not compared yet
-        self._rows = _number_of_rows(train_dataloader)
-        self._agreement = WorkerAgreement(self.window, self._rows)
+        self._rows = number_of_rows(train_dataloader)
+        epoch = steps_of_epoch(train_dataloader, args.gradient_accumulation_steps, self.monitor_steps)
+        self._agreement = WorkerAgreement(self.window, epoch)
         self._whole_epoch = True
         if state.global_step:
             self._whole_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
             self._say_resumed()
         self.figures.start(args.output_dir, state.global_step, state.is_world_process_zero)
+        split = split_twice(gather_object([given_data(train_dataloader)]))
+        if split is not None:
+            self._warn("split", split)
 
     def _find_source(self, args: Any, model: Any) -> HookedGradients | OwnGradients:
-        wrapped = getattr(self._trainer, "model_wrapped", None)
+        outermost = getattr(self._trainer, "model_wrapped", None)
+        wrapped = inside_compiled(outermost)
+        compiled = args.torch_compile or wrapped is not outermost
         if isinstance(wrapped, DistributedDataParallel):
             if isinstance(self._source, HookedGradients) and self._source.of(wrapped):
-                return self._source  # another `train()` of the same model
+                self._source.begin_run()  # another `train()` of the same model
+                return self._source
             try:
-                return HookedGradients(wrapped, self.probes, self._pairs)
+                return HookedGradients(wrapped, self.probes, self._pairs, compiled)
             except RuntimeError:  # DDP takes one hook, and somebody else's is there
                 logger.info("DDP has a communication hook already: workers' gradients are read on the parameters.")
         if getattr(args, "gradient_balancing", None) == "pair":
@@ -118,12 +134,17 @@ class WorkerConsistencyCallback(TrainerCallback):
                 "tell from the one that trains in DDP's communication hook. Leave out the hook of your own, or the "
                 "callback."
             )
-        return OwnGradients(model, self.probes, self._pairs)
+        return OwnGradients(model, self.probes, self._pairs, compiled)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if not self._idle:
-            self._shards.begin_epoch()
-            self._given = []
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        if self._idle:
+            return
+        if self._inputs is None:  # not before: another monitor's `on_train_begin` would take it off
+            self._inputs = WorkerInputs(model, self._trainer, self._pairs)
+            self._model = model
+            leave_on(model, self)
+        self._shards.begin_epoch()
+        self._given = []
 
     def _say_resumed(self) -> None:
         if self._is_main:
@@ -152,7 +173,7 @@ class WorkerConsistencyCallback(TrainerCallback):
             try:
                 self._source.micro_batch(self._inputs.examples_of_last, last)
             except BaseException:
-                self._stop()
+                close_all(self._model)
                 raise
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -185,19 +206,23 @@ class WorkerConsistencyCallback(TrainerCallback):
             self.figures.after_log(state.log_history)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._stop()
+        self._close()
+        unknown = None if self._idle else self._agreement.unknown_direction()
+        if unknown is not None and self._is_main:
+            logger.warning(unknown)
 
     def stop_watching(self) -> None:
         """Take everything off model and trainer, as after a run that was interrupted in the middle of a step."""
-        self._stop()
+        self._close()
 
-    def _stop(self) -> None:
+    def _close(self) -> None:
         self._watching = False
         if self._source is not None:
             self._source.close()
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+            take_off(self._model, self)
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
@@ -239,16 +264,3 @@ class WorkerConsistencyCallback(TrainerCallback):
         if self._is_main and kind not in self._warned and not self._warned & {"shards", "same"}:
             logger.warning(f"Data-parallel workers disagree (consistency/* in the logs). {message}")
         self._warned.add(kind)
-
-
-def _number_of_rows(dataloader: Any) -> int | None:
-    """Return how many rows an epoch should see; None for streams and loaders that do not say."""
-    try:
-        rows = len(dataloader.dataset)
-    except (AttributeError, TypeError):
-        return None
-    inner = getattr(getattr(dataloader, "batch_sampler", None), "batch_sampler", None)  # of a loader that is sharded
-    try:
-        return min(rows, len(inner.sampler))  # a sampler may draw fewer on purpose
-    except (AttributeError, TypeError):
-        return rows

@@ -1,6 +1,5 @@
 """Where a worker's own gradient can be seen before it is averaged: DDP's communication hook, or the parameters'."""
 
-import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,8 @@ from .._text import listing
 from ..gradients.errors import GradientRecordError
 from ..gradients.own import own_gradients
 from ..gradients.parameters import unwrap
-from ..gradients.sharing import shared_recorder
 from ..gradients.workers import GradientSketch
-
-logger = logging.getLogger(__name__)
-
-NOISE_STEPS = 4  # of those that are watched, one in which single examples are looked at
+from .single_examples import SingleExamples
 
 
 @dataclass
@@ -45,58 +40,6 @@ class WorkerGradient:
     mean_square: float
 
 
-class SingleExamples:
-    """Records single examples' gradients in every fourth step that is watched, for how much they vary.
-
-    Args:
-        model: as callbacks get it.
-        pairs: whether batches are [chosen; rejected], two rows an example.
-    """
-
-    def __init__(self, model: nn.Module, pairs: bool):
-        self._model, self._pairs = model, pairs
-        self._stack = ExitStack()
-        self._recorder: Any = None
-        self._watched = 0
-        self._warned = False
-
-    def begin(self) -> None:
-        """Begin a step."""
-        if self._watched % NOISE_STEPS == 0:
-            mode = "pairs" if self._pairs else "norms"
-            self._recorder = self._stack.enter_context(
-                shared_recorder(self._model, mode, documents=True, lenient=True)
-            )
-        self._watched += 1
-
-    def mean_square(self) -> float:
-        """Return the mean squared norm of an example's gradient in the backward pass that was, or NaN."""
-        if self._recorder is None:
-            return float("nan")
-        try:
-            if self._recorder.refused:
-                raise GradientRecordError(self._recorder.refused)
-            if self._recorder.uncovered:
-                raise GradientRecordError(f"{listing(self._recorder.uncovered)} cannot be recorded by example.")
-            squares = self._recorder.norms().square()
-            if self._pairs:
-                squares = squares.view(2, -1).sum(0) + 2 * self._recorder.pair_products()
-        except GradientRecordError as error:
-            if not self._warned:
-                logger.warning(
-                    f"How far the workers' gradients should agree in direction is unknown in this step. {error} With "
-                    "two micro-batches a step or more it is taken from these."
-                )
-            self._warned = True
-            return float("nan")
-        return float(squares.mean())
-
-    def close(self) -> None:
-        """End the step."""
-        self._stack.close()
-        self._recorder = None
-
-
 class HookedGradients:
     """Reads DDP's buckets: exact norms, and a sketch; the reduction is DDP's own.
 
@@ -107,18 +50,24 @@ class HookedGradients:
         ddp: the wrapped model; no communication hook is registered on it.
         probes: size of the sketch.
         pairs: whether batches are [chosen; rejected].
+        compiled: whether torch.compile is around it.
     """
 
     name = "DDP's communication hook"
 
-    def __init__(self, ddp: DistributedDataParallel, probes: int, pairs: bool):
+    def __init__(self, ddp: DistributedDataParallel, probes: int, pairs: bool, compiled: bool = False):
         self._ddp = ddp
         self._sketch = GradientSketch(probes)
         self._names = {id(p): name for name, p in ddp.module.named_parameters()}
-        self._examples = SingleExamples(ddp, pairs)
+        self._pairs, self._compiled = pairs, compiled
+        self.begin_run()
         self.on = False
         ddp.register_comm_hook(self, _hook)
         ddp.register_comm_hook = _refuse_second_hook
+
+    def begin_run(self) -> None:
+        """Begin a run: what cannot be recorded is said once in each."""
+        self._examples = SingleExamples(self._ddp, self._pairs, self._compiled)
 
     def of(self, ddp: DistributedDataParallel) -> bool:
         """Whether this is the hook of a model."""
@@ -206,14 +155,15 @@ class OwnGradients:
         model: as callbacks get it.
         probes: size of the sketch.
         pairs: whether batches are [chosen; rejected].
+        compiled: whether torch.compile is at work on it.
     """
 
     name = "hooks on the parameters"
 
-    def __init__(self, model: nn.Module, probes: int, pairs: bool):
+    def __init__(self, model: nn.Module, probes: int, pairs: bool, compiled: bool = False):
         self._model = unwrap(model)
         self._sketch = GradientSketch(probes)
-        self._examples = SingleExamples(model, pairs)
+        self._examples = SingleExamples(model, pairs, compiled)
         self._stack = ExitStack()
 
     def begin(self, args: Any) -> None:

@@ -13,7 +13,8 @@ FAR = 6.0  # standard errors beyond which a difference is none of chance
 FEW = 5  # monitored steps before gradients are called the same
 LEAST = 16  # monitored steps before a worker is called different
 TIMES = 2.0  # how many times the others' a worker's gradient norm must be, or they its
-BATCHES = 16  # workers' batches that the data must hold: gradients of their few parts point apart at an optimum
+EPOCH = 8  # steps that an epoch must have: of few batches, each worker's own may come again and again
+MOST = 144  # steps beyond which a longer window needs no smaller difference: half of what a figure varies
 
 
 class Directions:
@@ -63,9 +64,9 @@ class Directions:
         )
 
 
-def offset_of_losses(losses: ChangeWithin, window: int) -> str | None:
-    """Say that a worker's loss lies off the others'."""
-    offset = losses.offset(LEAST)
+def offset_of_losses(losses: ChangeWithin, window: int, epoch: int | None) -> str | None:
+    """Say that a worker's loss lies off the others'; `epoch` has so many steps, None where unknown."""
+    offset = losses.offset(LEAST, _independent(epoch))
     if offset is None or offset[1] <= FAR:
         return None
     return (
@@ -75,9 +76,9 @@ def offset_of_losses(losses: ChangeWithin, window: int) -> str | None:
     )
 
 
-def offset_of_norms(log_norms: ChangeWithin, workers: int) -> str | None:
-    """Say that a worker's gradient norm is far from the others'."""
-    offset = log_norms.offset(LEAST)
+def offset_of_norms(log_norms: ChangeWithin, workers: int, epoch: int | None) -> str | None:
+    """Say that a worker's gradient norm is far from the others'; `epoch` as for losses."""
+    offset = log_norms.offset(LEAST, _independent(epoch))
     if offset is None or offset[1] <= FAR or abs(offset[2]) < math.log(TIMES):
         return None
     worker, _, difference = offset
@@ -87,3 +88,8 @@ def offset_of_norms(log_norms: ChangeWithin, workers: int) -> str | None:
         f"The gradient norm of worker {worker} has been {math.exp(difference):.2g} times the others' over the last "
         "monitored steps: its loss is scaled differently, or its data are of another kind."
     )
+
+
+def _independent(epoch: int | None) -> int:
+    """Return how many steps may have batches of their own: without shuffling those of an epoch come again."""
+    return MOST if epoch is None else min(MOST, epoch)

@@ -20,6 +20,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def inside_compiled(model: Any) -> Any:
+    """Return what torch.compile was put around: under DDP, DDP itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def wanted(model: nn.Module, parameters: Any) -> dict[str, nn.Parameter]:
     """Return the parameters asked for, each once, by name.
 

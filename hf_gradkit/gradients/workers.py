@@ -81,6 +81,11 @@ class NoiseWithin:
         self._products.append(products)
 
     @property
+    def steps(self) -> int:
+        """Number of steps that are summed."""
+        return len(self._signals)
+
+    @property
     def noise_scale(self) -> float | None:
         """B, in examples; None while it is unknown, or |G|^2 is not estimated above zero."""
         signal = sum(list(self._signals)[-self._recent :])
@@ -160,11 +165,12 @@ class ChangeWithin:
         expected = self.expected
         return fmean(self._found) ** 0.5 / expected if expected else None
 
-    def offset(self, least: int = 16) -> tuple[int, float, float] | None:
+    def offset(self, least: int = 16, most: int | None = None) -> tuple[int, float, float] | None:
         """Return the worker whose figure is furthest from the others'; None in the first steps.
 
         Args:
             least: how many steps are too few before.
+            most: steps that count as independent of each other, for the standard error; None for all.
 
         Returns:
             The worker, by how many standard errors, and its mean figure less the others'.
@@ -173,7 +179,7 @@ class ChangeWithin:
             return None
         values = torch.stack(list(self._values))  # (steps, N)
         deviations = values - values.mean(1, keepdim=True)
-        error = deviations.std(0) / len(deviations) ** 0.5
+        error = deviations.std(0) / min(len(deviations), most or len(deviations)) ** 0.5
         mean = deviations.mean(0)
         z = (mean / error.clamp(min=torch.finfo(error.dtype).tiny)).abs()
         worst, n = int(z.argmax()), values.shape[1]

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from .._backends import SHARDED, check_backend
+from .._backends import SHARDED, check_backend, check_parallelism
 
 ALL_MASKED = (
     "Every example of the training data is masked: no token has a label other than -100. Check the completions, the "
@@ -15,17 +15,9 @@ ALL_MASKED = (
 
 def check_world(accelerator: Any, n_gpu: int) -> None:
     """Raise `ValueError` for a backend or a parallelism under which example weighting is not tested."""
-    check_backend(
-        accelerator.distributed_type,
-        "Example weighting and columns",
-        "set weighting='none' and leave out the example columns",
-        tested=SHARDED,
-    )
-    if getattr(accelerator, "parallelism_config", None) is not None:
-        raise ValueError(
-            "Tensor, context and sequence parallelism split examples over ranks, which example weighting does not "
-            "follow. Leave out the parallelism configuration, or set weighting='none' and leave out the columns."
-        )
+    what, instead = "Example weighting and columns", "set weighting='none' and leave out the example columns"
+    check_backend(accelerator.distributed_type, what, instead, tested=SHARDED)
+    check_parallelism(getattr(accelerator, "parallelism_config", None), what, instead)
     if n_gpu > 1:
         raise ValueError(
             f"{n_gpu} GPUs are visible to one process, which `nn.DataParallel` would split the batch over. Start one "

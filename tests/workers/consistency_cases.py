@@ -1,5 +1,6 @@
 """Run in each of several processes: train healthy and unhealthy runs under the consistency monitor."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -8,12 +9,12 @@ from pathlib import Path
 import torch
 import trl
 from accelerate import PartialState
-from datasets import Dataset
+from consistency_jobs import build
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback
 
-from helpers import make_rows, make_trainer, text_dataset
-from hf_gradkit import WorkerConsistencyCallback
+from helpers import StopError, crash_after, make_rows
+from hf_gradkit import GradientStatisticsCallback, WorkerConsistencyCallback
 from hf_gradkit._backends import prepare_cpu_backends
 from hf_gradkit.cli.job import release
 from hf_gradkit.data.tiny import train_tokenizer
@@ -92,37 +93,13 @@ class Flipped(Scaled):
     factor = -1.0
 
 
-class Images(Trainer):
-    """A classifier of images, whose model takes no token ids."""
-
-    def __init__(self, model, args, train_dataset, processing_class):
-        super().__init__(images_model(), args, train_dataset=train_dataset)
-
-
-def images_model() -> ViTForImageClassification:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=2))
-
-
-def image_arguments(activation_checkpointing: bool = False, **options) -> TrainingArguments:
-    return TrainingArguments(**options)
-
-
-def images() -> Dataset:
-    torch.manual_seed(0)
-    return Dataset.from_list([{"pixel_values": torch.randn(3, 16, 16).tolist(), "labels": i % 2} for i in range(64)])
-
-
-KINDS = {
-    "healthy": trl.SFTTrainer,
+FAULTS = {
     "own order": OwnOrder,
     "other data": OtherData,
     "wrong world": WrongWorld,
     "loops": Loops,
     "scaled": Scaled,
     "flipped": Flipped,
-    "images": Images,
 }
 
 
@@ -162,16 +139,26 @@ def local_gradient(trainer) -> tuple[torch.Tensor, float]:
     return flat, total * tokens.item() / trainer.accelerator.num_processes / own.item()
 
 
+def train_interrupted(trainer, step: int) -> list[bool]:
+    """Stop in the middle of a run and train with another monitor; return whether hooks were left, after each."""
+    crash, watching = crash_after(step), trainer.pop_callback(WorkerConsistencyCallback)
+    for callback in (watching, crash):
+        trainer.add_callback(callback)
+    with contextlib.suppress(StopError):
+        trainer.train()
+    left = [bool(trainer.model._forward_hooks) and "training_step" in vars(trainer)]
+    for callback in (watching, crash):
+        trainer.remove_callback(callback)
+    trainer.add_callback(GradientStatisticsCallback(trainer=trainer))
+    trainer.train()
+    left.append(bool(trainer.model._forward_hooks) or "training_step" in vars(trainer))
+    trainer.remove_callback(GradientStatisticsCallback)
+    trainer.add_callback(watching)
+    return left
+
+
 def run(case: dict, folder: Path, tokenizer) -> None:
-    of_images = case["kind"] == "images"
-    trainer = make_trainer(
-        KINDS[case["kind"]],
-        image_arguments if of_images else trl.SFTConfig,
-        tokenizer,
-        folder / case["name"],
-        images() if of_images else text_dataset(case.get("rows", 512)),
-        **case["options"],
-    )
+    trainer = build(case, folder / case["name"], tokenizer, FAULTS.get(case["kind"], trl.SFTTrainer))
     trainer.seeds, trainer.half = case.get("seeds"), case.get("half", False)
     result = {}
     if case.get("exact"):
@@ -191,10 +178,12 @@ def run(case: dict, folder: Path, tokenizer) -> None:
     logger = logging.getLogger("hf_gradkit.callbacks")
     logger.addHandler(messages)
     if case.get("watch", True):
-        trainer.add_callback(WorkerConsistencyCallback(trainer=trainer, **case.get("callback", {})))
+        trainer.add_callback(WorkerConsistencyCallback(**{"trainer": trainer, **case.get("callback", {})}))
     if case.get("hook") == "later":
         trainer.add_callback(hook)
     resume = case.get("resume")
+    if "interrupted" in case:
+        result["left"] = train_interrupted(trainer, case["interrupted"])
     try:
         trainer.train(resume_from_checkpoint=resume and str(folder / resume))
     except RuntimeError as error:
