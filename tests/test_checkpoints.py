@@ -191,6 +191,17 @@ def test_checkpoints_of_an_earlier_run_are_not_those_of_the_last(copied, tokeniz
     assert find_last_checkpoint(copied) == str(copied / "checkpoint-6")
 
 
+def test_an_earlier_run_that_is_gone_on_with_is_the_last_one_then(copied, tokenizer):
+    """By name, from step 6, while a later run has a checkpoint at step 2; what it went on from is gone in the end."""
+    facts = read_facts(copied / "checkpoint-2")
+    (copied / "checkpoint-2" / FILES).write_text(json.dumps({**facts, "run_started": facts["run_started"] + 1}))
+    options = {**OPTIONS, "max_steps": 8, "save_total_limit": 1}
+    train(*SFT, tokenizer, copied, text_dataset(26), resume=str(copied / "checkpoint-6"), **options)
+    assert [path.name for path in copied.glob("checkpoint-*")] == ["checkpoint-8"]
+    assert read_facts(copied / "checkpoint-8")["run_started"] > facts["run_started"] + 1
+    assert find_last_checkpoint(copied) == str(copied / "checkpoint-8")
+
+
 @pytest.mark.parametrize("name", ["run information", "checkpoints"])
 def test_which_run_was_the_last_is_known_by(name, copied):
     """The run's own file, or without one what its checkpoints say."""

@@ -22,6 +22,7 @@ from .checkpoints import (
     checkpoints,
     find_last_checkpoint,
     folder_of,
+    last_start,
     last_whole_checkpoint,
     started,
     step_of,
@@ -50,6 +51,7 @@ class CheckpointMixin:
 
     def train(self, resume_from_checkpoint=None, *positional, **keywords):
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        begins_at = 0 if checkpoint is None else step_of(checkpoint)  # it may be gone in the end
         self._begin(checkpoint)
         if self.args.should_save and isinstance(self.args, MonitorArguments):
             write_run_info(self, self._run_facts())
@@ -65,7 +67,7 @@ class CheckpointMixin:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, (GradientMonitor, WorkerConsistencyCallback)):
                     callback.stop_watching()  # callbacks are not told of an error in the middle of a step
-        if checkpoint is not None and self.is_world_process_zero() and self.state.global_step == step_of(checkpoint):
+        if begins_at and self.state.global_step == begins_at and self.is_world_process_zero():
             logger.warning(
                 f"{checkpoint} is of the last step, {self.state.global_step} of {self.state.max_steps}: nothing was "
                 "left to train, and the model is that of the checkpoint."
@@ -73,8 +75,10 @@ class CheckpointMixin:
         return result
 
     def _begin(self, checkpoint: str | None) -> None:
-        """Tell this run from others in its folder; one that is gone on with stays the same."""
-        self._started = (checkpoint and started(checkpoint)) or time.time()
+        """Tell this run from others in its folder; the last one, if it is gone on with, stays the same."""
+        before = None if checkpoint is None else started(checkpoint)
+        goes_on = before is not None and before == last_start(self.args.output_dir)
+        self._started = before if goes_on else time.time()
         if checkpoint is not None or not self.is_world_process_zero():
             return
         there = next(checkpoints(self.args.output_dir), None)
