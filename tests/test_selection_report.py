@@ -1,16 +1,20 @@
 """The report of a selection says and shows what was kept: figures by hand, samples, pictures, the random baseline."""
 
+import dataclasses
 import itertools
+import json
 import sys
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_gradkit.reporting.selection import distributions, selection_blocks, sentences
+from difficulty_helpers import sft_data
+from hf_gradkit.reporting.selection import DRAWN, distributions, render, selection_blocks, sentences
 from hf_gradkit.selection import FiFA, Length, Random, neighbours
 from hf_gradkit.selection.nearest import find_distances
 from hf_gradkit.selection.neighbours import neighbour_distances
+from hf_gradkit.selection.registry import build_selector
 from hf_gradkit.selection.summary import summarize
 from hf_gradkit.selection.work import Work
 from pairs import make_pairs
@@ -148,6 +152,64 @@ def test_samples_that_were_dropped_were_not_kept():
         for name, samples in result.report["samples"].items():
             assert samples
             assert all((sample["row"] in kept) == name.startswith("kept") for sample in samples)
+
+
+# ---- rows without a figure -----------------------------------------------------------------------------------
+
+
+SELECTORS = {
+    "perplexity": {},
+    "el2n": {"keep": "lowest"},
+    "grand": {"keep": "middle"},
+    "pada": {},
+    "ifd": {"drop_above": None},
+    "grad_cos": {},
+}
+
+
+@pytest.mark.parametrize("by", SELECTORS)
+def test_one_row_without_a_label_token_takes_no_figure_away(by, policy, tmp_path):
+    """Figures and pictures are of the rows that have them, and how many have none is said."""
+    rows = sft_data("prompt-completion", 9).to_list()
+    rows[4]["prompt"] = " the cat" * 30  # longer than `max_length`
+    data = Dataset.from_list(rows)
+    options = {"target": data.select([0, 1])} if by == "grad_cos" else {}
+    selector = build_selector(by, {"count": 4, "model": policy, "max_length": 24, "cache_folder": tmp_path, **options})
+    selector = dataclasses.replace(selector, **SELECTORS[by])
+    result = selector.select(data)
+    name = {"pada": "grand"}.get(by, by)
+    values = np.array(result.scores[name], dtype=np.float64)
+    assert np.flatnonzero(np.isnan(values)).tolist() == [4]
+    report = result.report
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    there = np.delete(values, 4)
+    assert report["figures"][name]["all"]["mean"] == pytest.approx(there.mean())
+    assert report["figures"][name]["all"]["q95"] == pytest.approx(np.quantile(there, 0.95))
+    assert report["missing"][name] == 1
+    assert any(f"1 row has no {name}" in sentence for sentence in sentences(report))
+    if by != "pada":  # whose score is a probability, and that of a row which cannot be drawn is 0
+        scores = np.delete(np.array(result.scores["score"], dtype=np.float64), 4)
+        assert report["figures"]["score"]["all"]["mean"] == pytest.approx(scores.mean())
+    figure = selection_blocks(report, result.scores)[1].draw()
+    (axis,) = [axis for axis in figure.axes if axis.get_xlabel() == DRAWN[name]]
+    heights = [patch.get_xy()[:, 1] for patch in axis.patches]
+    assert all(np.isfinite(height).all() and height.max() > 0 for height in heights)
+    shares = axis.patches[1].get_xy()[:, 1]
+    assert sum(shares[1:-1:2]) == pytest.approx(1)
+    assert "nan" not in render(report, result.scores).split("<img")[0]
+
+
+def test_as_many_at_random_may_have_no_figure_at_all():
+    dataset = Dataset.from_list([{"text": str(i)} for i in range(4)])
+    score = np.array([3.0, 2.0, np.nan, 1.0])
+    report = summarize(dataset, {"score": score}, np.array([0]), np.array([2]))
+    assert report["figures"]["score"]["all"]["mean"] == 2
+    assert set(report["figures"]["score"]["random"].values()) == {None}
+    assert [sample["score"] for sample in report["samples"]["dropped, first"]] == [2, 1, None]
+    rows = {"all": slice(None), "kept": np.arange(4) == 0, "random": np.arange(4) == 2}
+    (axis,) = distributions({"score": score}, rows).axes
+    assert len(axis.patches) == 3
+    json.dumps(report, allow_nan=False)
 
 
 # ---- as many at random ----------------------------------------------------------------------------------------

@@ -137,14 +137,15 @@ class Selector(ABC):
         _check_finite(found)
         found.columns |= lengths(dataset)
         kept, further = on_main(lambda: self.choose(found, size))
-        found.columns |= further
+        assessed = dict(found.columns)
+        found.columns |= further  # of the rows kept alone, so there is nothing to compare with the others
         if len(kept) < size:
             raise ValueError(self._too_few(len(kept), size, found))
         drawn = np.random.default_rng([self.seed, 4]).permutation(len(dataset))[: len(kept)]
 
         def report() -> dict[str, Any]:
             with work.timed("report"):
-                figures = summarize(dataset, found.columns, kept, drawn)
+                figures = summarize(dataset, assessed, kept, drawn)
                 own = self.describe_choice(dataset, found, kept, drawn)
             return {**self._head(dataset, kept, found), **figures, **found.facts, **own, "seconds": work.seconds}
 

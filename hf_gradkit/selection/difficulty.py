@@ -65,8 +65,7 @@ class DifficultySelector(Selector):
             hardest = np.zeros(len(values), dtype=bool)
             hardest[order[: round(self.drop_hardest * there.sum())]] = True
             found.ruled_out[HARDEST] = hardest
-        lowest = values[there].min()
-        score = np.where(there, values, lowest)
+        score = values.copy()  # NaN as well where there is no label token: those rows are ruled out
         if self.keep == "lowest":
             score = -score
         elif self.keep == "middle":
