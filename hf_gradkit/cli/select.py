@@ -142,16 +142,21 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
 
 
 def _write(given: Dataset, result: Selection, script: DataArguments, output: Path, key: str, command: str) -> None:
-    """Write the selection, and say where it is; on the main process."""
+    """Write the selection, and say where it is; on the main process.
+
+    The figures are what makes the folder a selection: an old one's go first, the new ones come last, so that what a
+    kill leaves is never rows of one selection beside the figures of another.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob(f"{DATA}.*"):
-        if not old.name.endswith(".tmp") and old != output / _data_name(script.dataset_name):
-            old.unlink()  # of a selection from a file of another kind
+    (output / FIGURES).unlink(missing_ok=True)
     data = output / _data_name(script.dataset_name)
     _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
+    for old in output.glob(f"{DATA}.*"):
+        if old != data:
+            old.unlink()  # of a selection from a file of another kind, or half written
     facts = {"source": script.dataset_name, "split": script.dataset_train_split, "command": command}
-    page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     card = write_page(selection_page(output, {**facts, **result.report}, data.name), output)
+    page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
     options = "".join(f"--weight_column {name} --normalize_weight_column true " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source
