@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
                 **{"batch_size": args.per_device_eval_batch_size, "cache_folder": output / WORK},
             },
         )
-        key = on_main(lambda: _key(args, dataset))
+        models = selector.models()
+        key = on_main(lambda: _key(args, dataset, models))
         on_main(lambda: _check_output(output, key, args.overwrite))
         selecting = True  # from here on, one process may fail alone
         result = selector.select(dataset)
@@ -123,9 +125,12 @@ def _load(script: DataArguments, args: SelectArguments) -> Dataset:
     return dataset
 
 
-def _key(args: SelectArguments, dataset: Dataset) -> str:
+def _key(args: SelectArguments, dataset: Dataset, models: dict[str, Any]) -> str:
     options = (args.by, args.selector_kwargs, args.fraction, args.count, args.seed)
-    return fingerprints.digest("selection", 1, *options, fingerprints.hash_rows(dataset, dataset.column_names))
+    scored_by = (models,) if models else ()  # by their content: the same path may hold another model today
+    return fingerprints.digest(
+        "selection", 1, *options, fingerprints.hash_rows(dataset, dataset.column_names), *scored_by
+    )
 
 
 def _check_output(output: Path, key: str, overwrite: bool) -> None:
@@ -136,8 +141,8 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
     if found["key"] != key:
         raise ValueError(
             f"`output_dir` {str(output)!r} holds another selection: {found['kept']} of {found['rows']} rows by "
-            f"{found['by']!r}, with other options or of other data. Choose another folder, or replace it with "
-            "--overwrite true, which uses again what was scored in this one."
+            f"{found['by']!r}, with other options or models, or of other data. Choose another folder, or replace it "
+            "with --overwrite true, which uses again what was scored in this one."
         )
 
 

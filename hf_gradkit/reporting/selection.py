@@ -235,5 +235,6 @@ def _cell(value: Any) -> str:
 
 
 def _options(report: dict[str, Any]) -> Block:
-    rows = [(name, str(value)) for name, value in (*report["options"].items(), *report["versions"].items())]
+    told = (*report["options"].items(), *report.get("models", {}).items(), *report["versions"].items())
+    rows = [(name, str(value)) for name, value in told]
     return Block("Options and versions", (), ("option", "value"), tuple(rows), folded=True)

@@ -40,6 +40,8 @@ class DifficultySelector(Selector):
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    model_options: ClassVar = ("model",)
+
     def __post_init__(self):
         super().__post_init__()
         check_choice("keep", self.keep, ("highest", "lowest", "middle"))

@@ -47,6 +47,7 @@ class IFD(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "ifd"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()

@@ -65,6 +65,7 @@ class GradCos(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "grad_cos"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()

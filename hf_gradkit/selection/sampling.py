@@ -46,6 +46,7 @@ class PADA(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "pada"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()
