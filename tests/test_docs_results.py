@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from documents import ROOT
 
@@ -65,8 +66,63 @@ def test_what_is_said_of_the_cost_of_selecting_is_in_the_file():
     assert len(share) == 24
 
 
+def test_what_is_said_of_matching_all_pairs_is_in_the_file():
+    """No effect shown is not shown to be equal: such a selection is undecided."""
+    arms = _arms("known_truth.json")
+    differences = [row["to_full"] for arm, row in arms.items() if arm != "full"]
+    worse = sum(difference["high"] < 0 for difference in differences)
+    assert not any(difference["low"] > 0 for difference in differences)
+    undecided = len(differences) - worse
+    said = (
+        f"none was shown to match all pairs: of {len(differences)} selections {worse} are worse, and of {undecided} it"
+    )
+    assert said in _words(FOLDER.with_suffix(".md"))
+    docs = ROOT / "docs"
+    assert f"was shown to match all pairs ({worse} of {len(differences)} were worse, {undecided} undecided)" in _words(
+        docs / "selection.md"
+    )
+    for page in (ROOT / "README.md", *docs.glob("*.md"), FOLDER.with_suffix(".md")):
+        assert "matched all" not in _words(page), page
+
+
+def test_what_is_said_of_reaching_the_last_reward_of_all_pairs_is_in_the_file():
+    arms = _arms("known_truth.json")
+    early = {arm: sum(step not in (None, 120) for step in row["steps_to_full"]) for arm, row in arms.items()}
+    said = {"fifa_modular-0.05": 2, "fifa_modular-0.1": 2, "fifa_modular-0.25": 3, "margin-0.25": 3}
+    said |= {"fifa_greedy-0.05": 1, "fifa_greedy-0.25": 2, "random-0.25": 1, "quality-0.25": 1, "full": 2}
+    assert {arm: number for arm, number in early.items() if number} == said
+    page = _words(FOLDER.with_suffix(".md"))
+    assert (
+        "`fifa_modular` does in 2 of 5 seeds at 5 and 10 % and in 3 of 5 at 25 %, `margin` in 3 of 5 at 25 %" in page
+    )
+    assert "`fifa_greedy` in 1 of 5 at 5 % and 2 of 5 at 25 %" in page
+    assert "random and quality in 1 of 5 at 25 %. All pairs themselves have it before the end in 2 of 5" in page
+
+
+def test_what_is_said_of_quality_and_diversity_beside_the_margin_is_in_the_file():
+    """The differences of the means are there, no figures of single seeds: nothing is claimed of the difference."""
+    arms = json.loads((FOLDER / "human.json").read_text())["arms"]
+    mean = {arm: row["judge"]["mean"]["mean"] for arm, row in arms.items()}
+    found = [f"{mean[f'fifa_modular-{size}'] - mean[f'margin-{size}']:.2f}" for size in (0.1, 0.25, 0.5)]
+    page = _words(FOLDER.with_suffix(".md"))
+    assert "`fifa_modular` minus `margin` is {}, {} and {} at 10, 25 and 50 %".format(*found) in page
+    assert "quality and diversity are not shown to add" in page
+    assert "add nothing" not in page
+    for size in (0.1, 0.25, 0.5):
+        assert max((arm for arm in mean if arm.endswith(f"-{size}")), key=mean.get) == f"margin-{size}"
+    assert not any("seeds" in row["judge"] for row in arms.values())  # with them, write the interval instead
+
+
 def _page() -> str:
     return FOLDER.with_suffix(".md").read_text()
+
+
+def _words(path: Path) -> str:
+    return " ".join(path.read_text().split())
+
+
+def _arms(name: str) -> dict[str, dict]:
+    return json.loads((FOLDER / name).read_text())
 
 
 def _outside(found: dict[str, dict], baseline: str) -> tuple[int, list, list]:

@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
                 **{"batch_size": args.per_device_eval_batch_size, "cache_folder": output / WORK},
             },
         )
-        key = on_main(lambda: _key(args, dataset))
+        models = selector.models()
+        key = on_main(lambda: _key(args, dataset, models))
         on_main(lambda: _check_output(output, key, args.overwrite))
         selecting = True  # from here on, one process may fail alone
         result = selector.select(dataset)
@@ -123,9 +125,12 @@ def _load(script: DataArguments, args: SelectArguments) -> Dataset:
     return dataset
 
 
-def _key(args: SelectArguments, dataset: Dataset) -> str:
+def _key(args: SelectArguments, dataset: Dataset, models: dict[str, Any]) -> str:
     options = (args.by, args.selector_kwargs, args.fraction, args.count, args.seed)
-    return fingerprints.digest("selection", 1, *options, fingerprints.hash_rows(dataset, dataset.column_names))
+    scored_by = (models,) if models else ()  # by their content: the same path may hold another model today
+    return fingerprints.digest(
+        "selection", 1, *options, fingerprints.hash_rows(dataset, dataset.column_names), *scored_by
+    )
 
 
 def _check_output(output: Path, key: str, overwrite: bool) -> None:
@@ -136,22 +141,27 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
     if found["key"] != key:
         raise ValueError(
             f"`output_dir` {str(output)!r} holds another selection: {found['kept']} of {found['rows']} rows by "
-            f"{found['by']!r}, with other options or of other data. Choose another folder, or replace it with "
-            "--overwrite true, which uses again what was scored in this one."
+            f"{found['by']!r}, with other options or models, or of other data. Choose another folder, or replace it "
+            "with --overwrite true, which uses again what was scored in this one."
         )
 
 
 def _write(given: Dataset, result: Selection, script: DataArguments, output: Path, key: str, command: str) -> None:
-    """Write the selection, and say where it is; on the main process."""
+    """Write the selection, and say where it is; on the main process.
+
+    The figures are what makes the folder a selection: an old one's go first, the new ones come last, so that what a
+    kill leaves is never rows of one selection beside the figures of another.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob(f"{DATA}.*"):
-        if not old.name.endswith(".tmp") and old != output / _data_name(script.dataset_name):
-            old.unlink()  # of a selection from a file of another kind
+    (output / FIGURES).unlink(missing_ok=True)
     data = output / _data_name(script.dataset_name)
     _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
+    for old in output.glob(f"{DATA}.*"):
+        if old != data:
+            old.unlink()  # of a selection from a file of another kind, or half written
     facts = {"source": script.dataset_name, "split": script.dataset_train_split, "command": command}
-    page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     card = write_page(selection_page(output, {**facts, **result.report}, data.name), output)
+    page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     job = "dpo" if "rejected" in result.dataset.column_names else "sft"
     options = "".join(f"--weight_column {name} --normalize_weight_column true " for name in result.added)
     if script.column_mapping:  # the selected rows have the columns of the source

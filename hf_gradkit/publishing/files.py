@@ -78,6 +78,12 @@ def _nothing(folder: Path) -> str:
         f"{str(folder)!r} holds nothing to push: no model (config.json or adapter_config.json, with weights), no "
         "selection (selection.json and selected.*) and no scores (scores.json and scored.parquet)."
     )
+    if any(folder.glob("selected.*")):
+        return (
+            f"{str(folder)!r} holds an unfinished selection: gradkit select was stopped before it wrote "
+            "selection.json, so the rows there may be of another selection than the rest. Run the same command again; "
+            "what was scored is used again."
+        )
     below = [*folder.glob("fold-*/config.json"), *folder.glob("checkpoint-*/config.json")]
     below += [*folder.glob("checkpoint-*/adapter_config.json")]
     if not below:

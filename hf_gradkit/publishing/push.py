@@ -107,6 +107,8 @@ class Push:
 
     def _write_selection(self, target: Path) -> None:
         """Write page and rows of a selection, the rows as parquet: all data of a repository is of one kind."""
+        import pyarrow.parquet as pq
+
         from ..data.loading import load_split
         from .dataset_page import selection_page
 
@@ -117,4 +119,10 @@ class Push:
         else:
             load_split(str(data), "train").to_parquet(str(file))
         figures = read_json(self.folder / "selection.json")
+        rows = pq.read_metadata(file).num_rows
+        if rows != figures["kept"]:
+            raise ValueError(
+                f"{str(data)!r} has {rows} rows, and selection.json beside it speaks of {figures['kept']}: they are "
+                "of different selections, or the rows were changed since. Run gradkit select again."
+            )
         write_page(selection_page(self.folder, figures, file.name, self.repo, **self.metadata), target)

@@ -20,9 +20,9 @@ def code(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Return a number as people read it."""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    return "none" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def value_of(setting: Any) -> str:

@@ -91,6 +91,7 @@ def selection_block(name: str, report: dict[str, Any], scores: Dataset) -> Block
 def _drawn(scores: Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the figures that are drawn, and which rows belong to each part. (n,) each"""
     values = {name: np.array(scores[name], dtype=np.float64) for name in DRAWN if name in scores.column_names}
+    values = {name: numbers for name, numbers in values.items() if np.isfinite(numbers).any()}
     return values, {"all": slice(None), **{part: np.array(scores[part], dtype=bool) for part in ("kept", "random")}}
 
 
@@ -102,6 +103,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
         f"{min(1.0, expected):.1%} are expected of a choice that has nothing to do with the draw."
     ]
     said += [f"{number} rows were ruled out: {rule}." for rule, number in report["ruled_out"].items()]
+    said += _missing(report.get("missing", {}))
     correlations = report.get("margin_and_length", {})
     if correlations.get("spearman") is not None:
         said.append(
@@ -131,6 +133,16 @@ def sentences(report: dict[str, Any]) -> list[str]:
     return said
 
 
+def _missing(found: dict[str, int]) -> list[str]:
+    """Return a sentence for each number of rows that lack figures."""
+    said = []
+    for number in dict.fromkeys(found.values()):
+        names = ", ".join(name for name in found if found[name] == number)
+        rows = "1 row has" if number == 1 else f"{number} rows have"
+        said.append(f"{rows} no {names}: means and pictures are of the others.")
+    return said
+
+
 def _influence(found: dict[str, Any]) -> str:
     shown = [
         f"{name} {values['gradient_norm']:+.2f} with the gradient's length and {values['label_tokens']:+.2f} with the "
@@ -155,7 +167,8 @@ def distributions(values: dict[str, np.ndarray], rows: dict[str, Any]) -> "Figur
     for axis in axes[len(values) :]:
         axis.set_visible(False)
     for axis, (name, numbers) in zip(axes, values.items(), strict=False):
-        _histograms(axis, {part: numbers[numbered] for part, numbered in rows.items()})
+        there = np.isfinite(numbers)
+        _histograms(axis, {part: numbers[numbered][there[numbered]] for part, numbered in rows.items()})
         axis.set_xlabel(DRAWN[name])
     axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -189,8 +202,12 @@ def _histograms(axis: "Axes", parts: dict[str, np.ndarray]) -> None:
 def _figures(report: dict[str, Any]) -> Block:
     rows = []
     for name, parts in report["figures"].items():
-        rows.append((name, *(f"{parts[part]['mean']:.4g} ± {parts[part]['std']:.3g}" for part in PARTS)))
+        rows.append((name, *(_mean(parts[part]) for part in PARTS)))
     return Block("Means and standard deviations", (), ("figure", *PARTS.values()), tuple(rows))
+
+
+def _mean(part: dict[str, float | None]) -> str:
+    return "none" if part["mean"] is None else f"{part['mean']:.4g} ± {part['std']:.3g}"
 
 
 def _prompts(report: dict[str, Any]) -> list[Block]:
@@ -214,9 +231,10 @@ def _samples(report: dict[str, Any]) -> list[Block]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _options(report: dict[str, Any]) -> Block:
-    rows = [(name, str(value)) for name, value in (*report["options"].items(), *report["versions"].items())]
+    told = (*report["options"].items(), *report.get("models", {}).items(), *report["versions"].items())
+    rows = [(name, str(value)) for name, value in told]
     return Block("Options and versions", (), ("option", "value"), tuple(rows), folded=True)

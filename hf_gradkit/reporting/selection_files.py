@@ -16,7 +16,9 @@ FILTER = "_data_filter"  # a run's own selection, with rows of its data; transfo
 
 
 def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path, **facts: Any) -> Path | None:
-    """Write scores, figures and the page of a selection, each whole or not at all.
+    """Write scores, page and figures of a selection, each whole or not at all; the figures last.
+
+    Those of an earlier selection go first, so that a kill never leaves them beside other scores.
 
     Args:
         report: of the selection.
@@ -28,6 +30,7 @@ def write_selection_files(report: dict[str, Any], scores: Dataset, folder: Path,
         The page, or None where matplotlib is missing, which is said.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES).unlink(missing_ok=True)
     replace(folder / SCORES, lambda path: scores.to_parquet(str(path)))
     page = None
     try:

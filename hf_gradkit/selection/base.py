@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from .._compat import versions
 from .._text import listing
 from ..scoring.processes import on_main
-from .components import describe
+from .components import describe, named_models
 from .picking import highest, size_of
 from .summary import lengths, summarize
 from .work import Work
@@ -91,6 +91,7 @@ class Selector(ABC):
     cache_folder: str | os.PathLike | None = None
 
     name: ClassVar[str] = ""
+    model_options: ClassVar[tuple[str, ...]] = ()  # options that name a model, or a list of them
 
     def __post_init__(self):
         size_of(self.fraction, self.count, max(1, self.count if isinstance(self.count, int) else 1))
@@ -98,6 +99,13 @@ class Selector(ABC):
             raise ValueError(f"`seed` must be an integer of at least 0, but it is {self.seed!r}.")
         if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, but it is {self.batch_size!r}.")
+
+    def models(self) -> dict[str, Any]:
+        """Return name and short hash of the content of each model that scores, by option; on all processes.
+
+        The content is part of what a selection is: a name stands for other weights after the next training.
+        """
+        return named_models(self)
 
     @abstractmethod
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
@@ -133,20 +141,23 @@ class Selector(ABC):
         size = size_of(self.fraction, self.count, len(dataset))
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
+        models = self.models()
         found = self.assess(dataset, work)
         _check_finite(found)
         found.columns |= lengths(dataset)
         kept, further = on_main(lambda: self.choose(found, size))
-        found.columns |= further
+        assessed = dict(found.columns)
+        found.columns |= further  # of the rows kept alone, so there is nothing to compare with the others
         if len(kept) < size:
             raise ValueError(self._too_few(len(kept), size, found))
         drawn = np.random.default_rng([self.seed, 4]).permutation(len(dataset))[: len(kept)]
 
         def report() -> dict[str, Any]:
             with work.timed("report"):
-                figures = summarize(dataset, found.columns, kept, drawn)
+                figures = summarize(dataset, assessed, kept, drawn)
                 own = self.describe_choice(dataset, found, kept, drawn)
-            return {**self._head(dataset, kept, found), **figures, **found.facts, **own, "seconds": work.seconds}
+            head = {**self._head(dataset, kept, found), "models": models}
+            return {**head, **figures, **found.facts, **own, "seconds": work.seconds}
 
         rows = np.sort(kept)
         added = self.added(found, rows)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -21,6 +21,7 @@ from .._text import listing
 from ..scoring import fingerprints
 from ..scoring.engine import NonFiniteScoreError
 from ..scoring.processes import on_main
+from ..scoring.records import describe_model
 from .functions import hash_function
 from .work import Work
 
@@ -30,7 +31,17 @@ ROWS_AT_ONCE = 256  # that a function of the user's own is called with
 
 
 class Component(ABC):
-    """A component that looks at the data set as a whole, and can be called with rows as well."""
+    """A component that looks at the data set as a whole, and can be called with rows as well.
+
+    Attributes:
+        model_options: those of its options that name a model.
+    """
+
+    model_options: ClassVar[tuple[str, ...]] = ()
+
+    def models(self) -> dict[str, str]:
+        """Return name and short hash of the content of each model that it scores by; on all processes."""
+        return named_models(self)
 
     @abstractmethod
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
@@ -130,6 +141,17 @@ def describe(component: Any) -> Any:
     if dataclasses.is_dataclass(component):
         return {"by": type(component).__name__, **dataclasses.asdict(component)}
     return getattr(component, "__qualname__", None) or type(component).__qualname__
+
+
+def named_models(owner: Any) -> dict[str, str]:
+    """Return, for each option in `model_options`, name and short hash of the model, or models, that it names."""
+    found = {}
+    for option in owner.model_options:
+        value = getattr(owner, option)
+        models = value if isinstance(value, (list, tuple)) else [value]
+        if value is not None:
+            found[option] = ", ".join(describe_model(model) for model in models)
+    return found
 
 
 def _call(function: Callable, role: str, dataset: Dataset, work: Work) -> np.ndarray:

@@ -40,6 +40,8 @@ class DifficultySelector(Selector):
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    model_options: ClassVar = ("model",)
+
     def __post_init__(self):
         super().__post_init__()
         check_choice("keep", self.keep, ("highest", "lowest", "middle"))
@@ -65,8 +67,7 @@ class DifficultySelector(Selector):
             hardest = np.zeros(len(values), dtype=bool)
             hardest[order[: round(self.drop_hardest * there.sum())]] = True
             found.ruled_out[HARDEST] = hardest
-        lowest = values[there].min()
-        score = np.where(there, values, lowest)
+        score = values.copy()  # NaN as well where there is no label token: those rows are ruled out
         if self.keep == "lowest":
             score = -score
         elif self.keep == "middle":

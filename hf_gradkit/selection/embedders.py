@@ -2,7 +2,8 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class HiddenStates(Component):
     max_length: int = 512
     dtype: str = "auto"
     trust_remote_code: bool = False
+
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         check_model(self.model, "embedder", "transformers")
@@ -112,13 +115,24 @@ class SentenceTransformers(Component):
     def __post_init__(self):
         check_model(self.model, "embedder", "sentence_transformers")
 
+    def models(self) -> dict[str, str]:
+        """Return name and short hash of the model: of all its files, among which are modules in folders."""
+        return {"model": f"{self.model}@{self._content(self._folder())[: fingerprints.SHORT]}"}
+
+    def _folder(self) -> Path:
+        return fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
+
+    @staticmethod
+    def _content(folder: Path) -> str:
+        # Known by its files, as every model is: what a name of the Hub stands for can change.
+        return on_main(lambda: fingerprints.hash_files(folder))
+
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
         library = _library()  # before a model is fetched
         prompts = work.prompts(dataset)
-        folder = fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
-        # Known by its files, as every model is: what a name of the Hub stands for can change.
-        identity = (on_main(lambda: fingerprints.hash_files(folder)), prompts.fingerprint)
+        folder = self._folder()
+        identity = (self._content(folder), prompts.fingerprint)
 
         @contextmanager
         def make():

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ..scoring.pairs import check_pair_columns
 from .base import Assessment, Selector, check_choice
-from .components import build_component, describe, evaluate
+from .components import Component, build_component, describe, evaluate
 from .embedders import EMBEDDERS
 from .entropy import knn_entropy
 from .margins import MARGINS
@@ -125,6 +125,11 @@ class FiFA(Selector):
         }
         built = {role: build_component(role, value, known) for role, (value, weight, known) in roles.items() if weight}
         return {role: component for role, component in built.items() if component is not None}
+
+    def models(self) -> dict[str, Any]:
+        """Return name and short hash of the content of each component's models, by component and option."""
+        found = {role: part.models() for role, part in self._parts().items() if isinstance(part, Component)}
+        return {role: models for role, models in found.items() if models}
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return margin, quality and distance of each pair, their Z-scores, and the score."""

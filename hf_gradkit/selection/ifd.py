@@ -47,6 +47,7 @@ class IFD(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "ifd"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,6 +80,7 @@ class IFD(Selector):
             )
         given, alone = (-sums[part::2] / np.maximum(tokens[part::2], 1) for part in (0, 1))
         ratio = np.where(labelled & (alone > 0), given / np.where(alone > 0, alone, 1.0), 0.0)
+        ratio, given, alone = (np.where(labelled, values, np.nan) for values in (ratio, given, alone))
         found = Assessment({"ifd": ratio, "loss_with_prompt": given, "loss_alone": alone, "score": ratio})
         if not labelled.all():
             found.ruled_out[UNLABELLED] = ~labelled

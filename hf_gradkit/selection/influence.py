@@ -65,6 +65,7 @@ class GradCos(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "grad_cos"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,8 +111,10 @@ class GradCos(Selector):
             columns["gradient_norm"][there] += found["norm"] / len(rates)
             columns["label_tokens"][there] = rows.label_tokens
             variance[there] += rate**2 * self.projections * cosines.var(1)
-        columns["score"] = columns["grad_cos" if self.measure == "cosine" else "tracin"].copy()
         labelled = columns["label_tokens"] > 0
+        for name in ("grad_cos", "tracin", "gradient_norm"):
+            columns[name][~labelled] = np.nan
+        columns["score"] = columns["grad_cos" if self.measure == "cosine" else "tracin"].copy()
         facts = {
             "correlation": {name: _correlations(name, columns, labelled) for name in ("grad_cos", "tracin")},
             "standard_error": float(np.sqrt(variance[labelled].mean())),

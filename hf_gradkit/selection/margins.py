@@ -1,6 +1,7 @@
 """Margins: by how much the chosen answer of a pair is better than the rejected one, as something judges it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -76,6 +77,8 @@ class RewardModelMargin(Component):
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    model_options: ClassVar = ("model",)
+
     def __post_init__(self):
         check_model(self.model, "margin", "reward_model")
 
@@ -114,6 +117,8 @@ class ImplicitMargin(Component):
     max_length: int | None = 1024
     dtype: str = "auto"
     trust_remote_code: bool = False
+
+    model_options: ClassVar = ("model", "reference")
 
     def __post_init__(self):
         check_model(self.model, "margin", "implicit")

@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -56,6 +56,8 @@ class PerplexityBand(Component):
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    model_options: ClassVar = ("model",)
+
     def __post_init__(self):
         check_model(self.model, "quality", "perplexity")
         for name in ("low", "high"):
@@ -101,6 +103,8 @@ class TextClassifier(Component):
     label: str | None = None
     max_length: int = 512
     trust_remote_code: bool = False
+
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         check_model(self.model, "quality", "classifier")

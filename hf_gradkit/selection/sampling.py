@@ -46,6 +46,7 @@ class PADA(Selector):
     trust_remote_code: bool = False
 
     name: ClassVar[str] = "pada"
+    model_options: ClassVar = ("model",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,9 +60,9 @@ class PADA(Selector):
         there = np.isfinite(norms)
         probabilities = np.zeros(len(norms))
         probabilities[there] = norm_probabilities(norms[there], self.norm_share)
-        weights = np.zeros(len(norms))
+        weights = np.full(len(norms), np.nan)  # a row that cannot be drawn has none
         weights[there] = unbiased_weights(probabilities[there])
-        columns = {"grand": np.where(there, norms, 0.0), "score": probabilities, WEIGHT: weights}
+        columns = {"grand": norms, "score": probabilities, WEIGHT: weights}
         return Assessment(columns, {UNLABELLED: ~there} if not there.all() else {}, facts)
 
     def choose(self, found: Assessment, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

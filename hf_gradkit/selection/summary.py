@@ -14,7 +14,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def summarize(dataset: Dataset, columns: dict[str, np.ndarray], kept: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
     """Return figures of a selection, as JSON can write them.
 
-    - `figures`: of each column, mean and quantiles over all rows, those kept, and those drawn;
+    - `figures`: of each column, mean and quantiles over all rows, those kept, and those drawn, of the rows that have
+      the figure; None where none of them has;
+    - `missing`: of each column, how many rows do not have the figure, where there are such rows;
     - `overlap_with_random`: share of the rows kept that are among as many drawn at random; kept / rows is expected;
     - `margin_and_length`: correlation of the margin with how much longer the chosen answer is, in characters;
     - `samples`: rows with the highest and the lowest scores, and those on both sides of the cut.
@@ -27,21 +29,24 @@ def summarize(dataset: Dataset, columns: dict[str, np.ndarray], kept: np.ndarray
     """
     figures = {**columns, **lengths(dataset)}
     figures = {
-        name: values for name, values in figures.items() if values.dtype.kind == "f" and np.isfinite(values).all()
+        name: values for name, values in figures.items() if values.dtype.kind == "f" and np.isfinite(values).any()
     }
+    missing = {name: int((~np.isfinite(values)).sum()) for name, values in figures.items()}
     parts = {"all": slice(None), "kept": np.unique(kept), "random": drawn}
     report: dict[str, Any] = {
         "figures": {
             name: {part: _describe(values[rows]) for part, rows in parts.items()} for name, values in figures.items()
         },
+        "missing": {name: number for name, number in missing.items() if number},
         "overlap_with_random": len(np.intersect1d(kept, drawn)) / len(np.unique(kept)),
         "samples": _samples(dataset, columns["score"], kept),
     }
     if "margin" in columns and "chosen_length" in figures:
-        difference = figures["chosen_length"] - figures["rejected_length"]
+        there = np.isfinite(columns["margin"])
+        margin, difference = columns["margin"][there], (figures["chosen_length"] - figures["rejected_length"])[there]
         report["margin_and_length"] = {
-            "pearson": correlation(columns["margin"], difference),
-            "spearman": correlation(ranks(columns["margin"]), ranks(difference)),
+            "pearson": correlation(margin, difference),
+            "spearman": correlation(ranks(margin), ranks(difference)),
         }
     return report
 
@@ -115,13 +120,21 @@ def _samples(dataset: Dataset, scores: np.ndarray, kept: np.ndarray) -> dict[str
         "dropped, last": dropped[SHOWN:][-SHOWN:],
     }
     return {
-        name: [{**show(dataset, row), "score": float(scores[row])} for row in rows]
+        name: [{**show(dataset, row), "score": _number(scores[row])} for row in rows]
         for name, rows in chosen.items()
         if len(rows)
     }
 
 
-def _describe(values: np.ndarray) -> dict[str, float]:
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None  # JSON has no NaN
+
+
+def _describe(values: np.ndarray) -> dict[str, float | None]:
     values = np.asarray(values, dtype=np.float64)
-    quantiles = {f"q{round(100 * q):02d}": float(np.quantile(values, q)) for q in QUANTILES}
+    values = values[np.isfinite(values)]
+    names = [f"q{round(100 * q):02d}" for q in QUANTILES]
+    if not len(values):
+        return dict.fromkeys(("mean", "std", *names))
+    quantiles = {name: float(np.quantile(values, q)) for name, q in zip(names, QUANTILES, strict=True)}
     return {"mean": float(values.mean()), "std": float(values.std()), **quantiles}
