@@ -90,6 +90,14 @@ def prompt_of(row: dict[str, Any]) -> str | list[dict[str, Any]]:
     return extract_prompt({name: row[name] for name in PAIR})["prompt"]
 
 
+def parts_of(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return prompt, chosen and rejected answer of a pair, the answers without the prompt; see `prompt_of`."""
+    prompt = prompt_of(row)
+    if row.get("prompt") is not None and row["prompt"] is prompt:
+        return prompt, row["chosen"], row["rejected"]
+    return prompt, row["chosen"][len(prompt) :], row["rejected"][len(prompt) :]
+
+
 def whole_texts(rows: Iterable[dict[str, Any]], eos_token: str | None) -> Iterable[tuple[Any, Any, dict[str, Any]]]:
     """Yield what a reward model reads of each pair, as `trl.RewardTrainer` prepares it.
 

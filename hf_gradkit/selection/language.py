@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ..scoring import fingerprints
 from ..scoring.language_models import check_rows, load_language_model
-from ..scoring.pairs import content_columns, prompt_of
+from ..scoring.pairs import content_columns, parts_of
 from ..scoring.processes import on_main
 from ..scoring.saved_models import load_tokenizer
 from ..scoring.token_rows import TokenRow, TokenRows
@@ -118,9 +118,7 @@ def answers(dataset: Dataset, first: int = 0) -> Dataset:
     further = [name for name in ("tools", "chat_template_kwargs") if name in dataset.column_names]
     made: list[dict[str, Any]] = []
     for row in dataset.with_format(None).select_columns(content_columns(dataset)):
-        prompt = prompt_of(row)
-        apart = row.get("prompt") is not None and row["prompt"] is prompt
-        for side in ("chosen", "rejected"):
-            completion = row[side] if apart else row[side][len(prompt) :]
+        prompt, *completions = parts_of(row)
+        for completion in completions:
             made.append({"prompt": prompt, "completion": completion, **{name: row[name] for name in further}})
     return Dataset.from_list(made)
