@@ -1,4 +1,4 @@
-"""Scores that are not finite name the rows of the user's data, although prompts are scored once and pairs twice."""
+"""What is wrong with a row names the row of the user's data, although prompts are scored once and pairs twice."""
 
 import random
 
@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from helpers import WORDS
 from hf_gradkit.data.tiny import train_tokenizer
 from hf_gradkit.scoring.engine import NonFiniteScoreError
-from hf_gradkit.selection import IFD, FiFA
-from pair_helpers import save_policy
+from hf_gradkit.selection import IFD, SELECTORS, FiFA
+from pair_helpers import OURS, dpo, save_policy
+from pairs import KINDS, make_pairs
 
 BAD = 20  # the row with the word that breaks the model; its prompt is that of row 21 too
 
@@ -73,3 +74,36 @@ def test_the_rows_of_ifd(models, tmp_path):
     data = rows("chosen").rename_column("chosen", "completion").remove_columns("rejected")
     with pytest.raises(NonFiniteScoreError, match=r"of rows \[20\] of the data"):
         IFD(count=3, model=str(models / "broken"), cache_folder=tmp_path).select(data)
+
+
+# ---- answers that are missing ---------------------------------------------------------------------------------
+
+
+MISSING = [*((kind, None) for kind in KINDS), *zip(KINDS, ("", " ", [], []), strict=True)]
+
+
+@pytest.mark.parametrize(("kind", "empty"), MISSING)
+@pytest.mark.parametrize("column", ["chosen", "rejected"])
+@pytest.mark.parametrize("by", ["fifa", "random", "length"])
+def test_a_missing_answer_is_said_before_anything_is_scored(by, column, empty, kind, tmp_path):
+    made = [row | {"reward_margin": float(i)} for i, row in enumerate(make_pairs(12, kind))]
+    made[7][column] = empty
+    options = {"embedder": refuse, "quality": refuse} if by == "fifa" else {}
+    selector = SELECTORS[by](count=3, cache_folder=tmp_path, **options)
+    with pytest.raises(ValueError) as caught:
+        selector.select(Dataset.from_list(made))
+    assert f"Row 7 of the data has an empty {column!r} completion: {empty!r}." in str(caught.value)
+    assert "remove the row" in str(caught.value)
+
+
+def refuse(rows):
+    raise AssertionError("scored")
+
+
+def test_a_missing_answer_in_the_trainer_s_data(policy, tmp_path):
+    made = [row | {"reward_margin": float(i)} for i, row in enumerate(make_pairs(12, "prompt"))]
+    made[7]["chosen"] = None
+    options = {"fraction": 0.5, "embedder": None, "cache_folder": str(tmp_path / "cache")}
+    with pytest.raises(ValueError, match=r"Row 7 of the data has an empty 'chosen' completion: None\."):
+        dpo(*OURS, policy, tmp_path, Dataset.from_list(made), data_filter="fifa", data_filter_kwargs=options)
+    assert not (tmp_path / "_data_filter").exists()

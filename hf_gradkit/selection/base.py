@@ -17,6 +17,7 @@ from datasets import Dataset, IterableDataset
 
 from .._compat import versions
 from .._text import listing
+from ..scoring.pairs import PAIR, check_pairs
 from ..scoring.processes import on_main
 from .components import describe
 from .picking import highest, size_of
@@ -99,6 +100,14 @@ class Selector(ABC):
         if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, but it is {self.batch_size!r}.")
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for data that cannot be selected from; called before anything is scored.
+
+        Pairs need both of their answers, whatever they are selected by: what reads them later would fail.
+        """
+        if set(PAIR) <= set(dataset.column_names):
+            check_pairs(dataset)
+
     @abstractmethod
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return a score for each row; called on all processes, with the same result on each."""
@@ -124,13 +133,14 @@ class Selector(ABC):
         Call it on all processes of a launch: they share the work, and all of them get the same.
 
         Raises:
-            ValueError: if the data is streamed or empty, columns are missing, more rows are asked for than there are,
-                a component says nothing or something that it must not say, a score is not finite, or rules leave
-                too few rows.
+            ValueError: if the data is streamed or empty, columns or answers are missing, more rows are asked for than
+                there are, a component says nothing or something that it must not say, a score is not finite, or rules
+                leave too few rows.
             NonFiniteScoreError: for a score of a model that is not finite, naming rows.
         """
         check_dataset(dataset)
         size = size_of(self.fraction, self.count, len(dataset))
+        self.check(dataset)
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
         found = self.assess(dataset, work)

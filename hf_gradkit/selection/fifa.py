@@ -126,9 +126,13 @@ class FiFA(Selector):
         built = {role: build_component(role, value, known) for role, (value, weight, known) in roles.items() if weight}
         return {role: component for role, component in built.items() if component is not None}
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for missing columns or answers."""
+        check_pair_columns(dataset)
+        super().check(dataset)
+
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return margin, quality and distance of each pair, their Z-scores, and the score."""
-        check_pair_columns(dataset)
         parts, found = self._parts(), Assessment({})
         found.facts["components"] = {role: describe(component) for role, component in parts.items()}
         prompts = work.prompts(dataset)
