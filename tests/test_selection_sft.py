@@ -3,16 +3,17 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 import hf_gradkit
-from difficulty_helpers import plain_log_probs, plain_scores, sft_data
+from difficulty_helpers import plain_log_probs, plain_scores, sft_data, sft_rows
 from helpers import DEFAULTS, WORDS
 from hf_gradkit.cli import select
 from hf_gradkit.scoring import SFTFormat, add_difficulty, tokenize_sft
@@ -131,6 +132,39 @@ def test_ifd_by_definition(kind, policy, tokenizer, tmp_path):
     helpful = np.where(expected <= bound, expected, -1)
     assert below.kept.tolist() == sorted(np.argsort(-helpful)[:3].tolist())
     assert below.report["ruled_out"] == {MISLEADING: int((expected > bound).sum())}
+
+
+@pytest.fixture(scope="module")
+def templated(policy, tmp_path_factory):
+    """A policy whose chat template reads tools, and arguments of the data's."""
+    folder = tmp_path_factory.mktemp("templated") / "policy"
+    shutil.copytree(policy, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = "{% if tools %}{{ tools | tojson }}{% endif %}{% if big %}{{ 'the cat ran ' * 8 }}{% endif %}"
+    tokenizer.chat_template = before + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "find", "description": "the dog", "parameters": {}}}])
+FURTHER = [{}, {"chat_template_kwargs": {"big": False}}, {"chat_template_kwargs": {"big": True}}, {"tools": TOOLS}]
+
+
+def test_ifd_reads_what_the_template_reads(templated, tmp_path):
+    """The same in both formats, kept apart in the cache."""
+    scores = []
+    for further in FURTHER:
+        both = []
+        for kind in ("chat", "chat prompt-completion"):
+            rows = Dataset.from_list([row | further for row in sft_rows(kind, 6)])
+            ifd = IFD(model=templated, count=1, drop_above=None, cache_folder=tmp_path)
+            both.append(list(ifd.select(rows).scores["ifd"]))
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+        scores.append(both[0])
+    none, small, big, tools = scores
+    assert none == pytest.approx(small, rel=1e-5)
+    assert none != pytest.approx(big, rel=1e-3)
+    assert none != pytest.approx(tools, rel=1e-3)
 
 
 def test_ifd_needs_prompts_and_answers(policy, tmp_path):
