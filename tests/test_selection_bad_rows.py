@@ -32,13 +32,14 @@ def models(tmp_path_factory):
     return folder
 
 
-def rows(column: str) -> Dataset:
-    """Return 24 pairs, two with each prompt; the word is in this column."""
+def rows(column: str | None = None) -> Dataset:
+    """Return 24 pairs, two with each prompt; the word is in this column, if there is one."""
     rng, made = random.Random(0), []
     for i in range(24):
         row = {name: " ".join(rng.choices(WORDS, k=4)) for name in ("prompt", "chosen", "rejected")}
         made.append(row | {"reward_margin": float(i)} | ({"prompt": made[-1]["prompt"]} if i % 2 else {}))
-    for row in made[BAD : BAD + 2] if column == "prompt" else [made[BAD]]:
+    bad = made[BAD : BAD + 2] if column == "prompt" else [made[BAD]]
+    for row in bad if column else ():
         row[column] = f"qqqq {row[column]}"
     return Dataset.from_list(made)
 
@@ -74,6 +75,45 @@ def test_the_rows_of_ifd(models, tmp_path):
     data = rows("chosen").rename_column("chosen", "completion").remove_columns("rejected")
     with pytest.raises(NonFiniteScoreError, match=r"of rows \[20\] of the data"):
         IFD(count=3, model=str(models / "broken"), cache_folder=tmp_path).select(data)
+
+
+LONG = " the cat" * 200  # the model reads 512 tokens
+
+
+@pytest.mark.parametrize(
+    ("column", "components"),
+    [
+        ("chosen", {"margin": {"by": "implicit", "model": "whole", "reference": "whole"}}),
+        ("rejected", {"margin": {"by": "implicit", "model": "whole", "reference": "whole"}}),
+        ("prompt", {"quality": {"by": "perplexity", "model": "whole", "max_length": 2048}}),
+    ],
+)
+def test_what_is_too_long_for_the_model(column, components, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models)
+    made = rows().to_list()
+    for row in made[BAD : BAD + 2] if column == "prompt" else [made[BAD]]:
+        row[column] += LONG
+    with pytest.raises(ValueError, match=r"Row 20 of the data has \d+ tokens, and the model can read 512"):
+        FiFA(count=3, k=2, cache_folder=tmp_path, **{"embedder": None, **components}).select(Dataset.from_list(made))
+
+
+def test_what_is_too_long_for_ifd(models, tmp_path):
+    made = rows().rename_column("chosen", "completion").remove_columns("rejected").to_list()
+    made[BAD]["completion"] += LONG
+    with pytest.raises(ValueError, match="Row 20 of the data has"):
+        IFD(count=3, model=str(models / "whole"), cache_folder=tmp_path).select(Dataset.from_list(made))
+
+
+@pytest.mark.parametrize("kind", ["messages", "messages prompt"])
+def test_an_empty_prompt_of_messages(kind, models, tmp_path):
+    made = [row | {"reward_margin": float(i)} for i, row in enumerate(make_pairs(12, kind))]
+    if kind == "messages":
+        made[7] |= {side: made[7][side][1:] for side in ("chosen", "rejected")}
+    else:
+        made[7]["prompt"] = []
+    margin = {"by": "implicit", "model": str(models / "whole"), "reference": str(models / "whole")}
+    with pytest.raises(ValueError, match="Row 7 of the data has no prompt"):
+        FiFA(count=3, k=2, margin=margin, cache_folder=tmp_path).select(Dataset.from_list(made))
 
 
 # ---- answers that are missing ---------------------------------------------------------------------------------

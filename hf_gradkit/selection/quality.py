@@ -71,7 +71,7 @@ class PerplexityBand(Component):
         sums, tokens = log_probs(
             "prompt_perplexity",
             self.model,
-            lambda tokenizer: text_rows(prompts.texts, tokenizer, self.max_length),
+            lambda tokenizer: text_rows(prompts.texts, tokenizer, self.max_length, work.in_data(prompts.rows)),
             prompts.rows,
             (self.max_length, prompts.fingerprint),
             work,
