@@ -266,6 +266,10 @@ def test_pushed_to_the_hub(config, tmp_path):
         ({"selector_kwargs": {**PARTS, "k": 20}}, "`k` is 20, but there are only 20 unique prompts"),
         ({"selector_kwargs": {**PARTS, "quality": "test_selection_cli:short"}}, "for 40 rows"),
         ({"push_to_hub": True}, "`hub_dataset_id` is not set"),
+        (
+            {"push_to_hub": True, "hub_dataset_id": "some one/pairs"},
+            "'some one/pairs' cannot be the name of a repository",
+        ),
         ({"fracton": 0.1}, "'fracton', which is not an option of gradkit select. Did you mean 'fraction'?"),
     ],
 )

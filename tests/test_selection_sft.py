@@ -245,6 +245,10 @@ def test_the_weights_reach_the_trainer(data, policy, tokenizer, tmp_path):
         ("el2n", {"drop_hardest": "0.1"}, "`drop_hardest` must be at least 0 and below 1, but it is '0.1'"),
         ("ifd", {"model": "m", "drop_above": 0}, "`drop_above` must be above 0, but it is 0."),
         ("fifa", {"margin_cap": "0.9"}, "`margin_cap` is a quantile, between 0 and 1, but it is '0.9'."),
+        ("perplexity", {"dtype": "float31"}, "`dtype` is 'float31'. Did you mean 'float32'?"),
+        ("ifd", {"model": "m", "dtype": "float31"}, "`dtype` is 'float31'"),
+        ("pada", {"dtype": "float31"}, "`dtype` is 'float31'"),
+        ("grad_cos", {"model": "m", "target": "t", "dtype": "float31"}, "`dtype` is 'float31'"),
         ("pada", {"norm_share": 1.0}, "`norm_share` must be at least 0 and below 1, but it is 1.0."),
     ],
 )

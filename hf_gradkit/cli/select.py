@@ -15,6 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..publishing.dataset_page import selection_page
+from ..publishing.hub import check_repo
 from ..publishing.page import write_page
 from ..publishing.push import Push
 from ..reporting.selection_files import FIGURES, SCORES, replace, write_selection_files
@@ -75,6 +76,8 @@ class SelectArguments:
             self.selector_kwargs = parse_json("selector_kwargs", self.selector_kwargs)
         if self.push_to_hub and not self.hub_dataset_id:
             raise ValueError("`push_to_hub` is true, but `hub_dataset_id` is not set. Name the data set: owner/name.")
+        if self.push_to_hub:
+            check_repo(self.hub_dataset_id)
         for name in ("fraction", "count", "seed"):
             if name in (self.selector_kwargs or {}):
                 raise ValueError(f"`{name}` is an option of its own: take it out of `selector_kwargs`.")

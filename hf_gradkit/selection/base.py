@@ -7,6 +7,7 @@ inherits the rest; one that chooses otherwise than by the highest scores states 
 import dataclasses
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,15 +199,20 @@ def take(dataset: Dataset, rows: np.ndarray, added: dict[str, np.ndarray]) -> Da
     Raises:
         ValueError: if the data has a column of such a name already.
     """
-    taken = [name for name in added if name in dataset.column_names]
-    if taken:
-        raise ValueError(
-            f"The selection adds the column {taken[0]!r}, and the data has one of that name. Rename or remove it."
-        )
+    check_added(dataset, added)
     selected = dataset.select(rows)
     for name, values in added.items():
         selected = selected.add_column(name, values)
     return selected
+
+
+def check_added(dataset: Dataset, names: Iterable[str]) -> None:
+    """Raise `ValueError` if the data has a column already that the selection adds."""
+    taken = [name for name in names if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"The selection adds the column {taken[0]!r}, and the data has one of that name. Rename or remove it."
+        )
 
 
 def _remedy(dataset: Any) -> str:

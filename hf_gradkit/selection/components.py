@@ -7,7 +7,7 @@ told the whole data set, so that what has a model goes through each prompt once.
 import dataclasses
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ ROWS_AT_ONCE = 256  # that a function of the user's own is called with
 
 class Component(ABC):
     """A component that looks at the data set as a whole, and can be called with rows as well."""
+
+    def check(self, dataset: Dataset) -> None:  # noqa: B027 - most have nothing to say
+        """Raise an error for what is missing: columns, models, libraries. Called for all before anything is scored."""
 
     @abstractmethod
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
@@ -119,6 +122,13 @@ def evaluate(component: Any, role: str, dataset: Dataset, work: Work, vectors: b
     if len(bad):
         raise NonFiniteScoreError(_not_finite(role, work.in_data(bad)))
     return values.astype(np.float32 if vectors else np.float64)
+
+
+def check_all(parts: Iterable[Any], dataset: Dataset) -> None:
+    """Raise an error for what any of some components misses, before one of them scores."""
+    for part in parts:
+        if isinstance(part, Component):
+            part.check(dataset)
 
 
 def describe(component: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from .._compat import whole_models
+from .._text import check_whole_number
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.saved_models import position_limit
+from ..scoring.saved_models import check_dtype, position_limit
 from ..scoring.token_rows import TokenFile
 from .components import Component
 from .language import token_ids
@@ -41,6 +43,12 @@ class HiddenStates(Component):
 
     def __post_init__(self):
         check_model(self.model, "embedder", "transformers")
+        check_dtype(self.dtype)
+        check_whole_number("max_length", self.max_length, 1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
@@ -112,11 +120,19 @@ class SentenceTransformers(Component):
     def __post_init__(self):
         check_model(self.model, "embedder", "sentence_transformers")
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ImportError` where the library is not installed, and `ValueError` where there is no such model."""
+        _library()  # before a model is fetched
+        self._folder()
+
+    def _folder(self) -> Path:
+        return fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
+
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
-        library = _library()  # before a model is fetched
+        library = _library()
         prompts = work.prompts(dataset)
-        folder = fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
+        folder = self._folder()
         # Known by its files, as every model is: what a name of the Hub stands for can change.
         identity = (on_main(lambda: fingerprints.hash_files(folder)), prompts.fingerprint)
 
@@ -166,6 +182,12 @@ def check_model(model: Any, role: str, name: str, remedy: str | None = None) -> 
             f"`{role}` is {name!r}, which needs a `model`, but it is {model!r}. Name a folder or a model of the Hub: "
             f"{remedy}."
         )
+
+
+def find_models(*models: str) -> None:
+    """Raise `ValueError` for the first model that is neither a folder nor fetched from the Hub; fetch it there."""
+    for model in models:
+        fingerprints.find_model(model)
 
 
 def pad_of(tokenizer: Any) -> int:

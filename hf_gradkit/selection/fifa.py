@@ -10,11 +10,11 @@ from datasets import Dataset
 
 from ..scoring.pairs import check_pair_columns
 from .base import Assessment, Selector, check_choice
-from .components import build_component, describe, evaluate
+from .components import build_component, check_all, describe, evaluate
 from .embedders import EMBEDDERS
 from .entropy import knn_entropy
 from .margins import MARGINS
-from .nearest import check_search, find_distances
+from .nearest import check_search, find_distances, import_faiss
 from .neighbours import check_k, neighbour_distances
 from .picking import farthest, highest, is_number
 from .quality import QUALITIES
@@ -127,9 +127,13 @@ class FiFA(Selector):
         return {role: component for role, component in built.items() if component is not None}
 
     def check(self, dataset: Dataset) -> None:
-        """Raise `ValueError` for missing columns or answers."""
+        """Raise an error for missing columns or answers, and for what a component or faiss misses."""
         check_pair_columns(dataset)
         super().check(dataset)
+        parts = self._parts()
+        check_all(parts.values(), dataset)
+        if "embedder" in parts and self.neighbours == "faiss":
+            import_faiss()
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return margin, quality and distance of each pair, their Z-scores, and the score."""

@@ -10,6 +10,7 @@ from datasets import Dataset
 from .._text import listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
+from ..scoring.saved_models import check_dtype
 from ..scoring.sft_data import SFTFormat, tokenize_sft
 from ..scoring.token_rows import IGNORED, TokenRow, TokenRows
 from .base import Assessment, Selector
@@ -54,6 +55,7 @@ class IFD(Selector):
         super().__post_init__()
         check_model(self.model, "by", "ifd", remedy='selector_kwargs {"model": "..."}')
         SFTFormat(max_length=self.max_length)
+        check_dtype(self.dtype)
         if self.drop_above is not None and (not is_number(self.drop_above) or not self.drop_above > 0):
             raise ValueError(f"`drop_above` must be above 0, but it is {self.drop_above!r}.")
 

@@ -9,11 +9,12 @@ import numpy as np
 from datasets import Dataset
 from transformers import pipeline
 
-from .._text import listing
+from .._text import check_whole_number, listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
+from ..scoring.saved_models import check_dtype
 from .components import Component
-from .embedders import check_model
+from .embedders import check_model, find_models
 from .language import log_probs, text_rows
 from .margins import column_values
 from .work import Work
@@ -28,6 +29,10 @@ class ColumnQuality(Component):
     """
 
     column: str = "quality"
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for a missing column, or one that does not hold finite numbers."""
+        column_values(dataset, self.column, "quality")
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the column's values. (n,) float64"""
@@ -58,12 +63,18 @@ class PerplexityBand(Component):
 
     def __post_init__(self):
         check_model(self.model, "quality", "perplexity")
+        check_dtype(self.dtype)
+        check_whole_number("max_length", self.max_length, 2)  # the first token is the start
         for name in ("low", "high"):
             bound = getattr(self, name)
             if bound is not None and not bound >= 1:
                 raise ValueError(f"`{name}` is a perplexity, so at least 1, but it is {bound!r}.")
         if None not in (self.low, self.high) and self.low > self.high:
             raise ValueError(f"`low` ({self.low}) is above `high` ({self.high}): no perplexity would be in the band.")
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the value of each row's prompt. (n,) float64, at most 0"""
@@ -104,6 +115,11 @@ class TextClassifier(Component):
 
     def __post_init__(self):
         check_model(self.model, "quality", "classifier")
+        check_whole_number("max_length", self.max_length, 1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the classifier's value of each row's prompt. (n,) float64"""
