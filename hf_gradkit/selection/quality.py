@@ -12,9 +12,9 @@ from transformers import pipeline
 from .._text import check_whole_number, listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.saved_models import check_dtype
+from ..scoring.saved_models import check_dtype, position_limit
 from .components import Component
-from .embedders import check_model, find_models
+from .embedders import check_model, find_models, pad_of
 from .language import log_probs, text_rows
 from .margins import column_values
 from .work import Work
@@ -104,7 +104,7 @@ class TextClassifier(Component):
     Args:
         model: folder or name of a sequence classifier with its tokenizer.
         label: the label that is good; needed where there are several.
-        max_length: tokens that are read; the rest is cut off.
+        max_length: tokens that are read; the rest is cut off. At most the model's limit counts.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -155,12 +155,14 @@ class _ClassifierScorer:
                 f"{options.label!r}. Set `label` to the one that means good."
             )
         self.classify = classify
+        _give_padding(classify)
+        limits = (options.max_length, position_limit(classify.model), classify.tokenizer.model_max_length)
         self.label = options.label if config.num_labels > 1 else labels[0]
         self.options = {
             "top_k": None,
             "function_to_apply": "softmax" if config.num_labels > 1 else "none",
             "truncation": True,
-            "max_length": options.max_length,
+            "max_length": min(limit for limit in limits if limit is not None),
         }
 
     def length(self, item: str) -> int:
@@ -170,6 +172,16 @@ class _ClassifierScorer:
         found = self.classify(items, batch_size=len(items), **self.options)
         values = [next(one["score"] for one in row if one["label"] == self.label) for row in found]
         return {"quality": np.array(values, dtype=np.float64)}
+
+
+def _give_padding(classify: Any) -> None:
+    """Let a pipeline fill up batches where model or tokenizer has no padding token: what fills them is masked."""
+    tokenizer, config = classify.tokenizer, classify.model.config.get_text_config()
+    if tokenizer.pad_token_id is None:
+        token = pad_of(tokenizer) if config.pad_token_id is None else config.pad_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+    if config.pad_token_id is None:  # a causal model reads the last token that is another one
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 QUALITIES: dict[str, type] = {
