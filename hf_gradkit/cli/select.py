@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset
 
+from ..data.json_dates import written_dates
 from ..publishing.dataset_page import selection_page
 from ..publishing.hub import check_repo
 from ..publishing.page import write_page
@@ -151,7 +152,10 @@ def _write(given: Dataset, result: Selection, script: DataArguments, output: Pat
         if not old.name.endswith(".tmp") and old != output / _data_name(script.dataset_name):
             old.unlink()  # of a selection from a file of another kind
     data = output / _data_name(script.dataset_name)
-    _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
+    dates = written_dates(script.dataset_name, given, result.kept)
+    _write_data(
+        take(given, result.kept, result.added), data, [dates.get(row, {}) for row in result.kept]
+    )  # with the columns' own names
     facts = {"source": script.dataset_name, "split": script.dataset_train_split, "command": command}
     page = write_selection_files(result.report, result.scores, output, key=key, **facts)
     card = write_page(selection_page(output, {**facts, **result.report}, data.name), output)
@@ -169,13 +173,14 @@ def _write(given: Dataset, result: Selection, script: DataArguments, output: Pat
 
 def _data_name(source: str) -> str:
     """Return the name of the data's file: of the kind of the file that was read, else parquet."""
-    suffixes = [suffix.lower() for suffix in Path(source).suffixes] if Path(source).is_file() else []
+    path = Path(source).expanduser()
+    suffixes = [suffix.lower() for suffix in path.suffixes] if path.is_file() else []
     packed = ".gz" if suffixes and suffixes[-1] == ".gz" else ""
     kind = suffixes[-2 if packed else -1] if len(suffixes) > bool(packed) else ".parquet"
     return DATA + {".json": ".jsonl"}.get(kind, kind) + packed
 
 
-def _write_data(dataset: Dataset, path: Path) -> None:
+def _write_data(dataset: Dataset, path: Path, dates: list[dict]) -> None:
     def write(temporary: Path) -> None:
         if path.suffix == ".parquet":
             dataset.to_parquet(str(temporary))
@@ -184,9 +189,9 @@ def _write_data(dataset: Dataset, path: Path) -> None:
             if ".csv" in path.suffixes:
                 dataset.to_csv(file)
             else:
-                for row in dataset.with_format(None):
+                for row, written in zip(dataset.with_format(None), dates, strict=True):
                     # Not `to_json`, which rounds numbers and turns dates into milliseconds.
-                    file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+                    file.write(json.dumps({**row, **written}, ensure_ascii=False, default=str).encode() + b"\n")
 
     replace(path, write)
 
