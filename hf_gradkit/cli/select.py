@@ -136,12 +136,18 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
     """Refuse to replace another selection unasked, before anything is scored."""
     if not (output / FIGURES).exists() or overwrite:
         return
-    found = json.loads((output / FIGURES).read_text())
-    if found["key"] != key:
+    try:
+        found = json.loads((output / FIGURES).read_text())
+        what = f"{found['kept']} of {found['rows']} rows by {found['by']!r}"
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`output_dir` {str(output)!r} holds another selection: {found['kept']} of {found['rows']} rows by "
-            f"{found['by']!r}, with other options or of other data. Choose another folder, or replace it with "
-            "--overwrite true, which uses again what was scored in this one."
+            f"{str(output / FIGURES)!r} is not what `gradkit select` writes ({error!r}). Choose another `output_dir`, "
+            "or replace what is there with --overwrite true."
+        ) from error
+    if found.get("key") != key:  # of a trainer's filter there is none
+        raise ValueError(
+            f"`output_dir` {str(output)!r} holds another selection: {what}, with other options or of other data. "
+            "Choose another folder, or replace it with --overwrite true, which uses again what was scored in this one."
         )
 
 
