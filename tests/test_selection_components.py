@@ -90,6 +90,23 @@ def test_a_function_is_called_with_each_row_once(work):
     assert max(seen) <= 256
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda values: torch.tensor(values).bfloat16(),
+        lambda values: torch.tensor(values, requires_grad=True),
+        lambda values: [torch.tensor(value, requires_grad=True) for value in values],
+        lambda values: torch.tensor(values).double(),
+    ],
+)
+def test_a_functions_tensors(convert, work):
+    dataset = pair_dataset(10, "prompt")
+    values = evaluate(lambda rows: convert([float(i) for i in range(len(rows))]), "quality", dataset, work)
+    assert values.tolist() == list(range(10))
+    vectors = evaluate(lambda rows: convert([[1.0, 2.0]] * len(rows)), "embedder", dataset, work, vectors=True)
+    assert vectors.tolist() == [[1, 2]] * 10
+
+
 def test_a_functions_values_are_kept(work):
     dataset = pair_dataset(10, "prompt")
     first = evaluate(length_of_prompt, "quality", dataset, work)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
@@ -115,7 +116,7 @@ def evaluate(component: Any, role: str, dataset: Dataset, work: Work, vectors: b
             values = component.of_dataset(dataset, work)
         else:
             values = _call(component, role, dataset, work)
-    values = np.asarray(values)
+    values = _as_array(values)
     if values.ndim != 1 + vectors or len(values) != len(dataset):
         raise ValueError(_wrong_shape(role, component, values.shape, len(dataset), vectors))
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
@@ -178,7 +179,7 @@ class _FunctionScorer:
     def score(self, items: list[int]) -> dict[str, np.ndarray]:
         returned = self.function(self.dataset.select(items).to_list())
         try:
-            values = np.asarray(returned)
+            values = _as_array(returned)
             values = values.astype(np.float32 if values.ndim == 2 else np.float64)
         except (TypeError, ValueError) as error:  # text, None, or vectors of different lengths
             rows = self.work.in_data(items)
@@ -192,6 +193,15 @@ class _FunctionScorer:
         if bad.any():
             raise NonFiniteScoreError(_not_finite(self.role, self.work.in_data(items)[bad]))
         return {self.role: values}
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Return values as an array; tensors of any type and device, or a list of them, too."""
+    if isinstance(values, (list, tuple)) and any(isinstance(value, torch.Tensor) for value in values):
+        values = [_as_array(value) for value in values]
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()  # numpy has no bfloat16
+    return np.asarray(values)
 
 
 def _not_finite(role: str, rows: np.ndarray) -> str:
