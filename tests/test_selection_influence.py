@@ -116,8 +116,8 @@ def test_a_target_in_a_file_and_examples_without_labels(data, target, policy, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "t"}, "`by` is 'grad_cos', which needs a `model` or a list of them, but it is None"),
-        ({"model": "m"}, "needs a `target`"),
+        ({"target": "t"}, "The selector 'grad_cos' needs a `model`, or a list of them, but it is None"),
+        ({"model": "m"}, "needs a `target` among its options"),
         ({"model": "m", "target": "t", "measure": "cos"}, "`measure` is 'cos'"),
         (
             {"model": ["a", "b"], "target": "t", "learning_rates": [1]},

@@ -174,7 +174,7 @@ def test_ifd_needs_prompts_and_answers(policy, tmp_path):
     asked = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}] * 3)
     with pytest.raises(ValueError, match="The messages of row 0 of the data do not end with an answer"):
         ifd.select(asked)
-    with pytest.raises(ValueError, match="`by` is 'ifd', which needs a `model`"):
+    with pytest.raises(ValueError, match="The selector 'ifd' needs a `model`, but it is None"):
         IFD(count=1)
 
 

@@ -174,13 +174,12 @@ class _SentenceScorer:
         return {"embedding": found.astype(np.float32)}
 
 
-def check_model(model: Any, role: str, name: str, remedy: str | None = None) -> None:
+def check_model(model: Any, role: str, name: str) -> None:
     """Raise `ValueError` unless a model is named."""
     if not isinstance(model, str) or not model:
-        remedy = remedy or f'{{"by": "{name}", "model": "..."}}'
         raise ValueError(
             f"`{role}` is {name!r}, which needs a `model`, but it is {model!r}. Name a folder or a model of the Hub: "
-            f"{remedy}."
+            f'{{"by": "{name}", "model": "..."}}.'
         )
 
 

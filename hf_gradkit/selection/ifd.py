@@ -15,7 +15,6 @@ from ..scoring.sft_data import SFTFormat, tokenize_sft
 from ..scoring.token_rows import IGNORED, TokenRow, TokenRows
 from .base import Assessment, Selector
 from .difficulty import UNLABELLED
-from .embedders import check_model
 from .language import log_probs, start_token
 from .picking import is_number
 from .work import Work
@@ -53,7 +52,11 @@ class IFD(Selector):
 
     def __post_init__(self):
         super().__post_init__()
-        check_model(self.model, "by", "ifd", remedy='selector_kwargs {"model": "..."}')
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(
+                f"The selector 'ifd' needs a `model`, but it is {self.model!r}. Name a folder or a model of the Hub "
+                'among its options: {"model": "..."}.'
+            )
         SFTFormat(max_length=self.max_length)
         check_dtype(self.dtype)
         if self.drop_above is not None and (not is_number(self.drop_above) or not self.drop_above > 0):

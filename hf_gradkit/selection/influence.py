@@ -74,11 +74,14 @@ class GradCos(Selector):
         check_dtype(self.dtype)
         models = self._models
         if not models or not all(isinstance(model, str) and model for model in models):
-            raise ValueError(f"`by` is 'grad_cos', which needs a `model` or a list of them, but it is {self.model!r}.")
+            raise ValueError(
+                f"The selector 'grad_cos' needs a `model`, or a list of them, but it is {self.model!r}. Name folders "
+                'or models of the Hub among its options: {"model": "..."}.'
+            )
         if self.target is None:
             raise ValueError(
-                "`by` is 'grad_cos', which needs a `target`: SFT data that the model should get better at, as a file "
-                "or a name on the Hub."
+                "The selector 'grad_cos' needs a `target` among its options: SFT data that the model should get "
+                "better at, as a file or a name on the Hub."
             )
         if self.learning_rates is not None and len(self.learning_rates) != len(models):
             raise ValueError(
