@@ -17,39 +17,17 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .._compat import versions
+from .._methods import plain
 from .._text import listing
 from ..scoring.pairs import PAIR, check_pairs
 from ..scoring.processes import on_main
+from .assessment import Assessment, check_assessment
 from .components import describe
 from .picking import highest, size_of
 from .summary import lengths, summarize
 from .work import Work
 
 LIBRARIES = ("hf-gradkit", "torch", "transformers", "datasets")
-
-
-@dataclass
-class Assessment:
-    """What a selector found out about each row, before it chooses.
-
-    Attributes:
-        columns: figures by name, one a row; `"score"` is what rows are chosen by. (n,) each
-        ruled_out: by a rule's name, the rows that it takes out. (n,) bool each
-        facts: for the report.
-        further: what `choose` and `entropies` need, the selector's own.
-    """
-
-    columns: dict[str, np.ndarray]
-    ruled_out: dict[str, np.ndarray] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    further: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def allowed(self) -> np.ndarray | None:
-        """Rows that no rule takes out, or None where there is no rule. (n,) bool"""
-        if not self.ruled_out:
-            return None
-        return ~np.any(list(self.ruled_out.values()), axis=0)
 
 
 @dataclass(frozen=True)
@@ -95,6 +73,8 @@ class Selector(ABC):
     name: ClassVar[str] = ""
 
     def __post_init__(self):
+        for option in dataclasses.fields(self):  # of numpy's numbers, which no report can write, plain ones
+            object.__setattr__(self, option.name, plain(getattr(self, option.name)))
         size_of(self.fraction, self.count, max(1, self.count if isinstance(self.count, int) else 1))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"`seed` must be an integer of at least 0, but it is {self.seed!r}.")
@@ -144,11 +124,11 @@ class Selector(ABC):
         self.check(dataset)
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
-        found = self.assess(dataset, work)
-        _check_finite(found)
-        found.columns |= lengths(dataset)
+        found, answers = self.assess(dataset, work), lengths(dataset)
+        check_assessment(found, len(dataset), self._name, taken=tuple(answers))
+        found.columns |= answers
         kept, further = on_main(lambda: self.choose(found, size))
-        found.columns |= further
+        found.add(further, len(dataset), self._name)
         if len(kept) < size:
             raise ValueError(self._too_few(len(kept), size, found))
         drawn = np.random.default_rng([self.seed, 4]).permutation(len(dataset))[: len(kept)]
@@ -169,6 +149,10 @@ class Selector(ABC):
             added=added,
         )
 
+    @property
+    def _name(self) -> str:
+        return self.name or type(self).__name__
+
     def _head(self, dataset: Dataset, kept: np.ndarray, found: Assessment) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cache_folder"}
         options = {
@@ -177,7 +161,7 @@ class Selector(ABC):
         }
         return {
             "format": 1,
-            "by": self.name or type(self).__name__,
+            "by": self._name,
             "options": options,
             "rows": len(dataset),
             "kept": len(kept),
@@ -238,18 +222,6 @@ def check_choice(name: str, value: Any, known: tuple) -> None:
     """Raise `ValueError` for an option that is none of the known values."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Known values: {listing(known)}.")
-
-
-def _check_finite(found: Assessment) -> None:
-    """Raise `ValueError` for rows whose score says nothing, unless a rule takes them out."""
-    unknown = ~np.isfinite(found.columns["score"])
-    if found.allowed is not None:
-        unknown &= found.allowed
-    if unknown.any():
-        raise ValueError(
-            f"The `score` of rows {np.flatnonzero(unknown)[:10].tolist()} of the data is not a finite number. Look at "
-            "these rows, or rule them out (`ruled_out`)."
-        )
 
 
 def _scores(found: Assessment, kept: np.ndarray, drawn: np.ndarray, rows: int) -> Dataset:
