@@ -136,6 +136,14 @@ def test_a_missing_answer_is_said_before_anything_is_scored(by, column, empty, k
     assert "remove the row" in str(caught.value)
 
 
+def test_messages_of_another_form(tmp_path):
+    made = [{s: [{"from": "gpt", "value": f"{s} {i}"}] for s in ("chosen", "rejected")} for i in range(9)]
+    with pytest.raises(
+        ValueError, match="messages of row 0 of the data have no 'content', but the keys 'from', 'value'"
+    ):
+        SELECTORS["random"](count=3).select(Dataset.from_list(made))
+
+
 def refuse(rows):
     raise AssertionError("scored")
 

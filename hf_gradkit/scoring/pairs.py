@@ -42,6 +42,7 @@ def check_pairs(dataset: Dataset, name: str = "the data") -> int:
     for number, row in enumerate(dataset.with_format(None).select_columns(list(PAIR))):
         for column in PAIR:
             if _is_empty(row[column]):
+                _check_keys(row[column], column, number, name)
                 raise ValueError(
                     f"Row {number} of {name} has an empty {column!r} completion: {_shorten(row[column])}. There is "
                     "nothing to compare in such a pair; remove the row."
@@ -69,6 +70,16 @@ def _is_empty(completion: Any) -> bool:
     content = last.get("content")
     blank = not content.strip() if isinstance(content, str) else not content
     return blank and not last.get("tool_calls")
+
+
+def _check_keys(completion: Any, column: str, number: int, name: str) -> None:
+    """Raise `ValueError` for messages that have another form than `role` and `content`, such as `from` and `value`."""
+    keys = completion[-1] if isinstance(completion, (list, tuple)) and completion else {"content": None}
+    if "content" not in keys:
+        raise ValueError(
+            f"The {column!r} messages of row {number} of {name} have no 'content', but the keys {listing(keys)}. "
+            "Pairs of conversations are lists of messages with 'role' and 'content': rename the keys."
+        )
 
 
 def _shorten(value: Any, length: int = 80) -> str:
