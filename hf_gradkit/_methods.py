@@ -5,6 +5,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ._text import did_you_mean, listing
 
 
@@ -104,6 +106,13 @@ def build(kind: Kind, name: str, known: dict[str, type], options: dict[str, Any]
                 f"Its options: {listing(own) or 'none'}."
             )
     return method(**options)
+
+
+def plain(value: Any) -> Any:
+    """Return an option with Python's numbers in place of numpy's, which neither JSON nor YAML can write."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return {name: plain(part) for name, part in value.items()} if type(value) is dict else value
 
 
 def option_names(method: type) -> list[str]:

@@ -145,6 +145,20 @@ def test_another_selection_is_replaced_only_when_told_to(config, capsys):
     assert Path("out/selected.jsonl").read_bytes() == before
 
 
+def test_what_is_in_the_folder_and_is_no_selection(config, capsys):
+    assert select.main(config()) == 0
+    figures = json.loads(Path("out/selection.json").read_text())
+    figures.pop("key")  # as a trainer's filter leaves it
+    Path("out/selection.json").write_text(json.dumps(figures))
+    assert select.main(config()) == 2
+    assert "holds another selection: 10 of 40 rows by 'fifa'" in capsys.readouterr().err
+    for content in ("{", "[]", '{"key": 3}'):
+        Path("out/selection.json").write_text(content)
+        assert select.main(config()) == 2
+        assert "'out/selection.json' is not what `gradkit select` writes" in capsys.readouterr().err
+    assert select.main([*config(), "--overwrite", "true"]) == 0
+
+
 def test_functions_of_the_users_own(config, tmp_path, rows):
     parts = {**PARTS, "quality": "test_selection_cli:quality"}
     assert select.main(config(selector_kwargs=parts)) == 0
@@ -266,6 +280,10 @@ def test_pushed_to_the_hub(config, tmp_path):
         ({"selector_kwargs": {**PARTS, "k": 20}}, "`k` is 20, but there are only 20 unique prompts"),
         ({"selector_kwargs": {**PARTS, "quality": "test_selection_cli:short"}}, "for 40 rows"),
         ({"push_to_hub": True}, "`hub_dataset_id` is not set"),
+        (
+            {"push_to_hub": True, "hub_dataset_id": "some one/pairs"},
+            "'some one/pairs' cannot be the name of a repository",
+        ),
         ({"fracton": 0.1}, "'fracton', which is not an option of gradkit select. Did you mean 'fraction'?"),
     ],
 )

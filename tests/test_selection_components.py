@@ -90,6 +90,23 @@ def test_a_function_is_called_with_each_row_once(work):
     assert max(seen) <= 256
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda values: torch.tensor(values).bfloat16(),
+        lambda values: torch.tensor(values, requires_grad=True),
+        lambda values: [torch.tensor(value, requires_grad=True) for value in values],
+        lambda values: torch.tensor(values).double(),
+    ],
+)
+def test_a_functions_tensors(convert, work):
+    dataset = pair_dataset(10, "prompt")
+    values = evaluate(lambda rows: convert([float(i) for i in range(len(rows))]), "quality", dataset, work)
+    assert values.tolist() == list(range(10))
+    vectors = evaluate(lambda rows: convert([[1.0, 2.0]] * len(rows)), "embedder", dataset, work, vectors=True)
+    assert vectors.tolist() == [[1, 2]] * 10
+
+
 def test_a_functions_values_are_kept(work):
     dataset = pair_dataset(10, "prompt")
     first = evaluate(length_of_prompt, "quality", dataset, work)
@@ -153,6 +170,15 @@ def test_a_component_can_be_called_with_rows(models):
         ("quality", "test_selection_components:KINDS", "is a tuple and no function"),
         ("quality", {"by": "perplexity", "model": "x", "low": 9, "high": 3}, r"`low` \(9\) is above `high` \(3\)"),
         ("quality", {"by": "perplexity", "model": "x", "low": 0}, "`low` is a perplexity, so at least 1"),
+        ("margin", {"by": "reward_model", "model": "x", "dtype": "float31"}, "`dtype` is 'float31'. Did you mean"),
+        ("margin", {"by": "reward_model", "model": "x", "max_length": 0}, "`max_length` must be a whole number of at"),
+        ("margin", {"by": "implicit", "model": "x", "reference": "y", "dtype": "f"}, "`dtype` is 'f'"),
+        ("margin", {"by": "implicit", "model": "x", "reference": "y", "max_length": 1}, "at least 2"),
+        ("quality", {"by": "perplexity", "model": "x", "dtype": "float31"}, "`dtype` is 'float31'"),
+        ("quality", {"by": "perplexity", "model": "x", "max_length": 0}, "at least 2, but it is 0"),
+        ("quality", {"by": "classifier", "model": "x", "max_length": 0}, "at least 1, but it is 0"),
+        ("embedder", {"by": "transformers", "model": "x", "dtype": "float31"}, "`dtype` is 'float31'"),
+        ("embedder", {"by": "transformers", "model": "x", "max_length": 0}, "at least 1, but it is 0"),
         ("embedder", {"by": "tfidf", "dimension": 0}, "`dimension` must be an integer of at least 1, but it is 0"),
     ],
 )

@@ -88,6 +88,14 @@ def test_influence_over_checkpoints(data, target, checkpoints, tokenizer, tmp_pa
     assert result.scores["gradient_norm"] == pytest.approx(np.mean(expected["norms"], axis=0).tolist(), rel=1e-3)
 
 
+def test_learning_rates_as_small_as_they_are(data, target, policy, tmp_path):
+    """They are the unit of the score, and the highest scores stay the highest."""
+    options = {"model": policy, "target": target, "cache_folder": tmp_path, "count": 4}
+    result = GradCos(learning_rates=[1e-6], **options).select(data)
+    assert result.kept.tolist() == GradCos(**options).select(data).kept.tolist()
+    assert result.kept.tolist() == sorted(np.argsort(-np.array(result.scores["score"]))[:4].tolist())
+
+
 def test_examples_that_are_targets_are_found(data, policy, tmp_path):
     """An example's cosine with itself is 1, so it beats the others."""
     options = {"projections": 2048, "cache_folder": tmp_path, "count": 1}
@@ -108,8 +116,8 @@ def test_a_target_in_a_file_and_examples_without_labels(data, target, policy, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "t"}, "`by` is 'grad_cos', which needs a `model` or a list of them, but it is None"),
-        ({"model": "m"}, "needs a `target`"),
+        ({"target": "t"}, "The selector 'grad_cos' needs a `model`, or a list of them, but it is None"),
+        ({"model": "m"}, "needs a `target` among its options"),
         ({"model": "m", "target": "t", "measure": "cos"}, "`measure` is 'cos'"),
         (
             {"model": ["a", "b"], "target": "t", "learning_rates": [1]},

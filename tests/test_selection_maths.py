@@ -186,6 +186,30 @@ def test_the_highest_with_ties_by_the_seed():
     assert highest(scores, 6, 0)[3:].tolist() == [2, 0, 5]
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e-9, 1e6])
+def test_the_unit_of_the_scores_is_no_matter(unit):
+    """As learning rates are in Grad-Cos: their size must not leave the choice to the seed."""
+    scores = np.random.default_rng(0).standard_normal(200)
+    scores[50:100] = scores[:50]  # ties
+    assert (highest(unit * scores, 40, 3) == highest(scores, 40, 3)).all()
+    ruled_out = np.where(np.arange(200) < 20, np.nan, scores)
+    allowed = np.isfinite(ruled_out)
+    assert (highest(unit * ruled_out, 40, 3, allowed) == highest(scores, 40, 3, allowed)).all()
+    points, distances, groups = gaussian(100, 3), np.random.default_rng(1).random(100), np.arange(200) % 100
+    taken = [farthest(s * scores, distances, points, groups, lambda e, s=s: s * e, 40, 3)[0] for s in (1.0, unit)]
+    assert (taken[0] == taken[1]).all()
+
+
+def test_what_is_too_small_to_decide():
+    """The last digits of figures in float32 leave the order to the seed; one score far away changes nothing."""
+    exact = np.r_[np.full(30, 0.3), 1.0, -1.0]
+    scores = exact + 1e-10 * np.arange(32)
+    assert (highest(scores, 9, 5) == highest(exact, 9, 5)).all()
+    assert highest(np.r_[np.arange(30.0), 1e12], 3, 5).tolist() == [30, 29, 28]
+    assert highest(np.full(9, 0.1), 9, 1).tolist() != highest(np.full(9, 0.1), 9, 2).tolist()
+    assert highest(np.array([1.0, np.nan]), 2, 0, np.zeros(2, dtype=bool)).tolist() == []
+
+
 def test_rules_of_the_highest():
     scores, groups = np.array([9.0, 8, 7, 6, 5, 4]), np.array([0, 0, 0, 1, 1, 2])
     assert highest(scores, 3, 0, groups=groups, per_group=1).tolist() == [0, 3, 5]

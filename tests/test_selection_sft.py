@@ -3,16 +3,17 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 import hf_gradkit
-from difficulty_helpers import plain_log_probs, plain_scores, sft_data
+from difficulty_helpers import plain_log_probs, plain_scores, sft_data, sft_rows
 from helpers import DEFAULTS, WORDS
 from hf_gradkit.cli import select
 from hf_gradkit.scoring import SFTFormat, add_difficulty, tokenize_sft
@@ -133,6 +134,39 @@ def test_ifd_by_definition(kind, policy, tokenizer, tmp_path):
     assert below.report["ruled_out"] == {MISLEADING: int((expected > bound).sum())}
 
 
+@pytest.fixture(scope="module")
+def templated(policy, tmp_path_factory):
+    """A policy whose chat template reads tools, and arguments of the data's."""
+    folder = tmp_path_factory.mktemp("templated") / "policy"
+    shutil.copytree(policy, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = "{% if tools %}{{ tools | tojson }}{% endif %}{% if big %}{{ 'the cat ran ' * 8 }}{% endif %}"
+    tokenizer.chat_template = before + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "find", "description": "the dog", "parameters": {}}}])
+FURTHER = [{}, {"chat_template_kwargs": {"big": False}}, {"chat_template_kwargs": {"big": True}}, {"tools": TOOLS}]
+
+
+def test_ifd_reads_what_the_template_reads(templated, tmp_path):
+    """The same in both formats, kept apart in the cache."""
+    scores = []
+    for further in FURTHER:
+        both = []
+        for kind in ("chat", "chat prompt-completion"):
+            rows = Dataset.from_list([row | further for row in sft_rows(kind, 6)])
+            ifd = IFD(model=templated, count=1, drop_above=None, cache_folder=tmp_path)
+            both.append(list(ifd.select(rows).scores["ifd"]))
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+        scores.append(both[0])
+    none, small, big, tools = scores
+    assert none == pytest.approx(small, rel=1e-5)
+    assert none != pytest.approx(big, rel=1e-3)
+    assert none != pytest.approx(tools, rel=1e-3)
+
+
 def test_ifd_needs_prompts_and_answers(policy, tmp_path):
     ifd = IFD(model=policy, count=1, cache_folder=tmp_path)
     with pytest.raises(ValueError, match=r"needs 'prompt' and 'completion', or 'messages'\. Its columns: 'text'"):
@@ -140,7 +174,7 @@ def test_ifd_needs_prompts_and_answers(policy, tmp_path):
     asked = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}] * 3)
     with pytest.raises(ValueError, match="The messages of row 0 of the data do not end with an answer"):
         ifd.select(asked)
-    with pytest.raises(ValueError, match="`by` is 'ifd', which needs a `model`"):
+    with pytest.raises(ValueError, match="The selector 'ifd' needs a `model`, but it is None"):
         IFD(count=1)
 
 
@@ -211,6 +245,10 @@ def test_the_weights_reach_the_trainer(data, policy, tokenizer, tmp_path):
         ("el2n", {"drop_hardest": "0.1"}, "`drop_hardest` must be at least 0 and below 1, but it is '0.1'"),
         ("ifd", {"model": "m", "drop_above": 0}, "`drop_above` must be above 0, but it is 0."),
         ("fifa", {"margin_cap": "0.9"}, "`margin_cap` is a quantile, between 0 and 1, but it is '0.9'."),
+        ("perplexity", {"dtype": "float31"}, "`dtype` is 'float31'. Did you mean 'float32'?"),
+        ("ifd", {"model": "m", "dtype": "float31"}, "`dtype` is 'float31'"),
+        ("pada", {"dtype": "float31"}, "`dtype` is 'float31'"),
+        ("grad_cos", {"model": "m", "target": "t", "dtype": "float31"}, "`dtype` is 'float31'"),
         ("pada", {"norm_share": 1.0}, "`norm_share` must be at least 0 and below 1, but it is 1.0."),
     ],
 )

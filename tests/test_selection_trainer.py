@@ -76,6 +76,16 @@ def test_a_function_in_the_configuration(dataset, policy, tmp_path):
     assert dataclasses.replace(again, output_dir="other").data_filter_kwargs["margin"].function is function
 
 
+def test_numbers_of_numpy_in_the_configuration(dataset, policy, tmp_path):
+    options = {"fraction": np.float32(0.25), "margin": {"by": "columns"}, "margin_weight": np.float32(2)}
+    options |= {"embedder": {"by": "tfidf", "dimension": np.int64(8)}, "k": np.int64(2)}
+    options["cache_folder"] = str(tmp_path / "cache")
+    trainer = dpo(*OURS, policy, tmp_path / "out", dataset, data_filter="fifa", data_filter_kwargs=options)
+    assert len(trainer.train_dataset) == N // 4
+    assert json.loads(trainer.args.to_json_string())["data_filter_kwargs"]["embedder"]["dimension"] == 8
+    assert json.loads((tmp_path / "out" / "_data_filter" / "selection.json").read_text())["options"]["k"] == 2
+
+
 def test_off_by_default(dataset, policy, tmp_path):
     trainer = dpo(*OURS, policy, tmp_path / "out", dataset)
     assert len(trainer.train_dataset) == N
@@ -93,6 +103,8 @@ def test_off_by_default(dataset, policy, tmp_path):
         ({"data_filter": "fifa", "data_filter_kwargs": {"fraction": 2}}, "`fraction` must be above 0"),
         ({"data_filter": "fifa", "data_filter_kwargs": {"fractoin": 0.1}}, "Did you mean 'fraction'?"),
         ({"data_filter": "fifa", "data_filter_kwargs": "{"}, "`data_filter_kwargs` must be a JSON object"),
+        ({"data_filter": "ifd", "data_filter_kwargs": {"count": 3}}, "The selector 'ifd' needs a `model`, but it is"),
+        ({"data_filter": "grad_cos", "data_filter_kwargs": {"count": 3}}, "The selector 'grad_cos' needs a `model`"),
         ({"data_filter_kwargs": {"fraction": 0.1}}, "`data_filter` is 'none', so it has no effect"),
     ],
 )

@@ -15,7 +15,9 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from ..data.json_dates import written_dates
 from ..publishing.dataset_page import selection_page
+from ..publishing.hub import check_repo
 from ..publishing.page import write_page
 from ..publishing.push import Push
 from ..reporting.selection_files import FIGURES, SCORES, replace, write_selection_files
@@ -76,6 +78,8 @@ class SelectArguments:
             self.selector_kwargs = parse_json("selector_kwargs", self.selector_kwargs)
         if self.push_to_hub and not self.hub_dataset_id:
             raise ValueError("`push_to_hub` is true, but `hub_dataset_id` is not set. Name the data set: owner/name.")
+        if self.push_to_hub:
+            check_repo(self.hub_dataset_id)
         for name in ("fraction", "count", "seed"):
             if name in (self.selector_kwargs or {}):
                 raise ValueError(f"`{name}` is an option of its own: take it out of `selector_kwargs`.")
@@ -101,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
                 **{"batch_size": args.per_device_eval_batch_size, "cache_folder": output / WORK},
             },
         )
+        selector.check(dataset)  # also of what the models need, before they are looked for
         models = selector.models()
         key = on_main(lambda: _key(args, dataset, models))
         on_main(lambda: _check_output(output, key, args.overwrite))
@@ -137,12 +142,19 @@ def _check_output(output: Path, key: str, overwrite: bool) -> None:
     """Refuse to replace another selection unasked, before anything is scored."""
     if not (output / FIGURES).exists() or overwrite:
         return
-    found = json.loads((output / FIGURES).read_text())
-    if found["key"] != key:
+    try:
+        found = json.loads((output / FIGURES).read_text())
+        what = f"{found['kept']} of {found['rows']} rows by {found['by']!r}"
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`output_dir` {str(output)!r} holds another selection: {found['kept']} of {found['rows']} rows by "
-            f"{found['by']!r}, with other options or models, or of other data. Choose another folder, or replace it "
-            "with --overwrite true, which uses again what was scored in this one."
+            f"{str(output / FIGURES)!r} is not what `gradkit select` writes ({error!r}). Choose another `output_dir`, "
+            "or replace what is there with --overwrite true."
+        ) from error
+    if found.get("key") != key:  # of a trainer's filter there is none
+        raise ValueError(
+            f"`output_dir` {str(output)!r} holds another selection: {what}, with other options or models, or of other "
+            "data. Choose another folder, or replace it with --overwrite true, which uses again what was scored in "
+            "this one."
         )
 
 
@@ -155,7 +167,10 @@ def _write(given: Dataset, result: Selection, script: DataArguments, output: Pat
     output.mkdir(parents=True, exist_ok=True)
     (output / FIGURES).unlink(missing_ok=True)
     data = output / _data_name(script.dataset_name)
-    _write_data(take(given, result.kept, result.added), data)  # with the columns' own names
+    dates = written_dates(script.dataset_name, given, result.kept)
+    _write_data(
+        take(given, result.kept, result.added), data, [dates.get(row, {}) for row in result.kept]
+    )  # with the columns' own names
     for old in output.glob(f"{DATA}.*"):
         if old != data:
             old.unlink()  # of a selection from a file of another kind, or half written
@@ -176,13 +191,14 @@ def _write(given: Dataset, result: Selection, script: DataArguments, output: Pat
 
 def _data_name(source: str) -> str:
     """Return the name of the data's file: of the kind of the file that was read, else parquet."""
-    suffixes = [suffix.lower() for suffix in Path(source).suffixes] if Path(source).is_file() else []
+    path = Path(source).expanduser()
+    suffixes = [suffix.lower() for suffix in path.suffixes] if path.is_file() else []
     packed = ".gz" if suffixes and suffixes[-1] == ".gz" else ""
     kind = suffixes[-2 if packed else -1] if len(suffixes) > bool(packed) else ".parquet"
     return DATA + {".json": ".jsonl"}.get(kind, kind) + packed
 
 
-def _write_data(dataset: Dataset, path: Path) -> None:
+def _write_data(dataset: Dataset, path: Path, dates: list[dict]) -> None:
     def write(temporary: Path) -> None:
         if path.suffix == ".parquet":
             dataset.to_parquet(str(temporary))
@@ -191,9 +207,9 @@ def _write_data(dataset: Dataset, path: Path) -> None:
             if ".csv" in path.suffixes:
                 dataset.to_csv(file)
             else:
-                for row in dataset.with_format(None):
+                for row, written in zip(dataset.with_format(None), dates, strict=True):
                     # Not `to_json`, which rounds numbers and turns dates into milliseconds.
-                    file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+                    file.write(json.dumps({**row, **written}, ensure_ascii=False, default=str).encode() + b"\n")
 
     replace(path, write)
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
 
@@ -61,6 +62,14 @@ def upload(
             commit_message=message or "Upload with hf_gradkit",
         )
     return str(url)
+
+
+def check_repo(repo: str) -> None:
+    """Raise `ValueError` for what cannot be the name of a repository; the Hub is not asked."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} cannot be the name of a repository: {error} Write owner/name.") from error
 
 
 @contextmanager

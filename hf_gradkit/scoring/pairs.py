@@ -42,6 +42,7 @@ def check_pairs(dataset: Dataset, name: str = "the data") -> int:
     for number, row in enumerate(dataset.with_format(None).select_columns(list(PAIR))):
         for column in PAIR:
             if _is_empty(row[column]):
+                _check_keys(row[column], column, number, name)
                 raise ValueError(
                     f"Row {number} of {name} has an empty {column!r} completion: {_shorten(row[column])}. There is "
                     "nothing to compare in such a pair; remove the row."
@@ -71,6 +72,16 @@ def _is_empty(completion: Any) -> bool:
     return blank and not last.get("tool_calls")
 
 
+def _check_keys(completion: Any, column: str, number: int, name: str) -> None:
+    """Raise `ValueError` for messages that have another form than `role` and `content`, such as `from` and `value`."""
+    keys = completion[-1] if isinstance(completion, (list, tuple)) and completion else {"content": None}
+    if "content" not in keys:
+        raise ValueError(
+            f"The {column!r} messages of row {number} of {name} have no 'content', but the keys {listing(keys)}. "
+            "Pairs of conversations are lists of messages with 'role' and 'content': rename the keys."
+        )
+
+
 def _shorten(value: Any, length: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= length else f"...{text[-length:]}"
@@ -88,6 +99,14 @@ def prompt_of(row: dict[str, Any]) -> str | list[dict[str, Any]]:
     if row["chosen"] == row["rejected"]:  # `extract_prompt` looks for where they part
         return row["chosen"] if isinstance(row["chosen"], str) else row["chosen"][:-1]
     return extract_prompt({name: row[name] for name in PAIR})["prompt"]
+
+
+def parts_of(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return prompt, chosen and rejected answer of a pair, the answers without the prompt; see `prompt_of`."""
+    prompt = prompt_of(row)
+    if row.get("prompt") is not None and row["prompt"] is prompt:
+        return prompt, row["chosen"], row["rejected"]
+    return prompt, row["chosen"][len(prompt) :], row["rejected"][len(prompt) :]
 
 
 def whole_texts(rows: Iterable[dict[str, Any]], eos_token: str | None) -> Iterable[tuple[Any, Any, dict[str, Any]]]:

@@ -106,7 +106,8 @@ def tokenize_sft(
         dataset: prompts and completions, conversations, plain text, or `input_ids` (with `labels`, if not all learnt).
         tokenizer: the model's.
         layout: how tokens and labels are made; TRL's defaults when None.
-        convert: makes SFT data of other data, from a part of it and the number of its first row.
+        convert: makes SFT data of other data, from a part of it and the number of its first row; the same number of
+            examples of each row, which the examples then name.
 
     Raises:
         ValueError: if columns or contents are missing, conversations meet a tokenizer without chat template, or
@@ -125,21 +126,22 @@ def _tokenized(
     dataset: Dataset, tokenizer: Any, layout: SFTFormat, convert: Callable[[Dataset, int], Dataset] | None
 ) -> Iterator[TokenRow]:
     starts = range(0, len(dataset), ROWS_AT_ONCE)
-    number, prepare = 0, None
+    prepare = None
     quiet = len(starts) > 1 and not are_progress_bars_disabled()
     if quiet:  # else several bars a part
         disable_progress_bars()
     try:
         for start in tqdm(starts, desc="tokenizing", disable=not quiet or not world().is_main_process):
             part = dataset.select(range(start, min(start + ROWS_AT_ONCE, len(dataset))))
+            numbers = np.arange(start, start + len(part))
             if convert is not None:
                 part = convert(part, start)
+                numbers = np.repeat(numbers, len(part) // len(numbers))
             columns = layout.content_columns(part)
             for column in columns[: 2 if columns[0] == "prompt" else 1]:
-                _check_values(part, column, number)
+                _check_values(part, column, numbers)
             prepare = prepare or _preparation(part[0], columns[0] == "input_ids", tokenizer, layout)
-            yield from _rows(prepare(part), layout, number)
-            number += len(part)
+            yield from _rows(prepare(part), layout, numbers)
     finally:
         if quiet:
             enable_progress_bars()
@@ -179,8 +181,8 @@ def _with_eos(tokenizer: Any, layout: SFTFormat) -> Any:
     return tokenizer
 
 
-def _check_values(dataset: Dataset, column: str, first: int) -> None:
-    for number, value in enumerate(dataset[column], first):
+def _check_values(dataset: Dataset, column: str, numbers: np.ndarray) -> None:
+    for number, value in zip(numbers, dataset[column], strict=True):
         if value is None or (not isinstance(value, str) and not len(value)):
             raise ValueError(f"Row {number} of the data has an empty {column!r}: {value!r}. Remove the row.")
 
@@ -213,12 +215,13 @@ def _check_template(first: dict[str, Any], tokenizer: Any, layout: SFTFormat) ->
     return None
 
 
-def _rows(prepared: Dataset, layout: SFTFormat, first: int) -> Iterator[TokenRow]:
+def _rows(prepared: Dataset, layout: SFTFormat, numbers: np.ndarray) -> Iterator[TokenRow]:
     kept = slice(None)
     if layout.max_length is not None:
         start = layout.truncation_mode == "keep_start"
         kept = slice(None, layout.max_length) if start else slice(-layout.max_length, None)
-    for number, row in enumerate(prepared.select_columns(["input_ids", "labels"]).with_format("numpy"), first):
+    tokens = prepared.select_columns(["input_ids", "labels"]).with_format("numpy")
+    for number, row in zip(numbers.tolist(), tokens, strict=True):
         ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
         if len(ids) != len(labels):
             raise ValueError(f"Row {number} of the data has {len(ids)} `input_ids` and {len(labels)} `labels`.")

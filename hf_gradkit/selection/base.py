@@ -7,6 +7,7 @@ inherits the rest; one that chooses otherwise than by the highest scores states 
 import dataclasses
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,38 +17,17 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .._compat import versions
+from .._methods import plain
 from .._text import listing
+from ..scoring.pairs import PAIR, check_pairs
 from ..scoring.processes import on_main
+from .assessment import Assessment, check_assessment
 from .components import describe, named_models
 from .picking import highest, size_of
 from .summary import lengths, summarize
 from .work import Work
 
 LIBRARIES = ("hf-gradkit", "torch", "transformers", "datasets")
-
-
-@dataclass
-class Assessment:
-    """What a selector found out about each row, before it chooses.
-
-    Attributes:
-        columns: figures by name, one a row; `"score"` is what rows are chosen by. (n,) each
-        ruled_out: by a rule's name, the rows that it takes out. (n,) bool each
-        facts: for the report.
-        further: what `choose` and `entropies` need, the selector's own.
-    """
-
-    columns: dict[str, np.ndarray]
-    ruled_out: dict[str, np.ndarray] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    further: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def allowed(self) -> np.ndarray | None:
-        """Rows that no rule takes out, or None where there is no rule. (n,) bool"""
-        if not self.ruled_out:
-            return None
-        return ~np.any(list(self.ruled_out.values()), axis=0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +74,8 @@ class Selector(ABC):
     model_options: ClassVar[tuple[str, ...]] = ()  # options that name a model, or a list of them
 
     def __post_init__(self):
+        for option in dataclasses.fields(self):  # of numpy's numbers, which no report can write, plain ones
+            object.__setattr__(self, option.name, plain(getattr(self, option.name)))
         size_of(self.fraction, self.count, max(1, self.count if isinstance(self.count, int) else 1))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"`seed` must be an integer of at least 0, but it is {self.seed!r}.")
@@ -106,6 +88,14 @@ class Selector(ABC):
         The content is part of what a selection is: a name stands for other weights after the next training.
         """
         return named_models(self)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for data that cannot be selected from; called before anything is scored.
+
+        Pairs need both of their answers, whatever they are selected by: what reads them later would fail.
+        """
+        if set(PAIR) <= set(dataset.column_names):
+            check_pairs(dataset)
 
     @abstractmethod
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
@@ -132,22 +122,23 @@ class Selector(ABC):
         Call it on all processes of a launch: they share the work, and all of them get the same.
 
         Raises:
-            ValueError: if the data is streamed or empty, columns are missing, more rows are asked for than there are,
-                a component says nothing or something that it must not say, a score is not finite, or rules leave
-                too few rows.
+            ValueError: if the data is streamed or empty, columns or answers are missing, more rows are asked for than
+                there are, a component says nothing or something that it must not say, a score is not finite, or rules
+                leave too few rows.
             NonFiniteScoreError: for a score of a model that is not finite, naming rows.
         """
         check_dataset(dataset)
         size = size_of(self.fraction, self.count, len(dataset))
+        self.check(dataset)
         folder = self.cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "hf_gradkit" / "selection"
         work = Work(Path(folder), self.batch_size)
         models = self.models()
-        found = self.assess(dataset, work)
-        _check_finite(found)
-        found.columns |= lengths(dataset)
+        found, answers = self.assess(dataset, work), lengths(dataset)
+        check_assessment(found, len(dataset), self._name, taken=tuple(answers))
+        found.columns |= answers
         kept, further = on_main(lambda: self.choose(found, size))
         assessed = dict(found.columns)
-        found.columns |= further  # of the rows kept alone, so there is nothing to compare with the others
+        found.add(further, len(dataset), self._name)  # of the rows kept alone: nothing to compare with the others
         if len(kept) < size:
             raise ValueError(self._too_few(len(kept), size, found))
         drawn = np.random.default_rng([self.seed, 4]).permutation(len(dataset))[: len(kept)]
@@ -169,6 +160,10 @@ class Selector(ABC):
             added=added,
         )
 
+    @property
+    def _name(self) -> str:
+        return self.name or type(self).__name__
+
     def _head(self, dataset: Dataset, kept: np.ndarray, found: Assessment) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cache_folder"}
         options = {
@@ -177,7 +172,7 @@ class Selector(ABC):
         }
         return {
             "format": 1,
-            "by": self.name or type(self).__name__,
+            "by": self._name,
             "options": options,
             "rows": len(dataset),
             "kept": len(kept),
@@ -199,15 +194,20 @@ def take(dataset: Dataset, rows: np.ndarray, added: dict[str, np.ndarray]) -> Da
     Raises:
         ValueError: if the data has a column of such a name already.
     """
-    taken = [name for name in added if name in dataset.column_names]
-    if taken:
-        raise ValueError(
-            f"The selection adds the column {taken[0]!r}, and the data has one of that name. Rename or remove it."
-        )
+    check_added(dataset, added)
     selected = dataset.select(rows)
     for name, values in added.items():
         selected = selected.add_column(name, values)
     return selected
+
+
+def check_added(dataset: Dataset, names: Iterable[str]) -> None:
+    """Raise `ValueError` if the data has a column already that the selection adds."""
+    taken = [name for name in names if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"The selection adds the column {taken[0]!r}, and the data has one of that name. Rename or remove it."
+        )
 
 
 def _remedy(dataset: Any) -> str:
@@ -233,18 +233,6 @@ def check_choice(name: str, value: Any, known: tuple) -> None:
     """Raise `ValueError` for an option that is none of the known values."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Known values: {listing(known)}.")
-
-
-def _check_finite(found: Assessment) -> None:
-    """Raise `ValueError` for rows whose score says nothing, unless a rule takes them out."""
-    unknown = ~np.isfinite(found.columns["score"])
-    if found.allowed is not None:
-        unknown &= found.allowed
-    if unknown.any():
-        raise ValueError(
-            f"The `score` of rows {np.flatnonzero(unknown)[:10].tolist()} of the data is not a finite number. Look at "
-            "these rows, or rule them out (`ruled_out`)."
-        )
 
 
 def _scores(found: Assessment, kept: np.ndarray, drawn: np.ndarray, rows: int) -> Dataset:

@@ -7,12 +7,13 @@ told the whole data set, so that what has a model goes through each prompt once.
 import dataclasses
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
@@ -42,6 +43,9 @@ class Component(ABC):
     def models(self) -> dict[str, str]:
         """Return name and short hash of the content of each model that it scores by; on all processes."""
         return named_models(self)
+
+    def check(self, dataset: Dataset) -> None:  # noqa: B027 - most have nothing to say
+        """Raise an error for what is missing: columns, models, libraries. Called for all before anything is scored."""
 
     @abstractmethod
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
@@ -123,13 +127,20 @@ def evaluate(component: Any, role: str, dataset: Dataset, work: Work, vectors: b
             values = component.of_dataset(dataset, work)
         else:
             values = _call(component, role, dataset, work)
-    values = np.asarray(values)
+    values = _as_array(values)
     if values.ndim != 1 + vectors or len(values) != len(dataset):
         raise ValueError(_wrong_shape(role, component, values.shape, len(dataset), vectors))
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
         raise NonFiniteScoreError(_not_finite(role, work.in_data(bad)))
     return values.astype(np.float32 if vectors else np.float64)
+
+
+def check_all(parts: Iterable[Any], dataset: Dataset) -> None:
+    """Raise an error for what any of some components misses, before one of them scores."""
+    for part in parts:
+        if isinstance(part, Component):
+            part.check(dataset)
 
 
 def describe(component: Any) -> Any:
@@ -190,7 +201,7 @@ class _FunctionScorer:
     def score(self, items: list[int]) -> dict[str, np.ndarray]:
         returned = self.function(self.dataset.select(items).to_list())
         try:
-            values = np.asarray(returned)
+            values = _as_array(returned)
             values = values.astype(np.float32 if values.ndim == 2 else np.float64)
         except (TypeError, ValueError) as error:  # text, None, or vectors of different lengths
             rows = self.work.in_data(items)
@@ -204,6 +215,15 @@ class _FunctionScorer:
         if bad.any():
             raise NonFiniteScoreError(_not_finite(self.role, self.work.in_data(items)[bad]))
         return {self.role: values}
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Return values as an array; tensors of any type and device, or a list of them, too."""
+    if isinstance(values, (list, tuple)) and any(isinstance(value, torch.Tensor) for value in values):
+        values = [_as_array(value) for value in values]
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()  # numpy has no bfloat16
+    return np.asarray(values)
 
 
 def _not_finite(role: str, rows: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from .._text import did_you_mean, listing
 from ..scoring.difficulty import DifficultyScoring
 from ..scoring.difficulty_columns import MODEL, without_difficulty
+from ..scoring.saved_models import check_dtype
 from ..scoring.sft_data import SFTFormat
 from .base import Assessment, Selector, check_choice
 from .picking import highest, is_number, shares_of
@@ -48,6 +49,7 @@ class DifficultySelector(Selector):
         if not is_number(self.drop_hardest) or not 0 <= self.drop_hardest < 1:
             raise ValueError(f"`drop_hardest` must be at least 0 and below 1, but it is {self.drop_hardest!r}.")
         SFTFormat(max_length=self.max_length)
+        check_dtype(self.dtype)
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return the difficulty of each example, and the score that `keep` makes of it."""

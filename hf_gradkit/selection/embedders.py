@@ -11,9 +11,10 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from .._compat import whole_models
+from .._text import check_whole_number
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
-from ..scoring.saved_models import position_limit
+from ..scoring.saved_models import check_dtype, position_limit
 from ..scoring.token_rows import TokenFile
 from .components import Component
 from .language import token_ids
@@ -44,6 +45,12 @@ class HiddenStates(Component):
 
     def __post_init__(self):
         check_model(self.model, "embedder", "transformers")
+        check_dtype(self.dtype)
+        check_whole_number("max_length", self.max_length, 1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
@@ -119,6 +126,11 @@ class SentenceTransformers(Component):
         """Return name and short hash of the model: of all its files, among which are modules in folders."""
         return {"model": f"{self.model}@{self._content(self._folder())[: fingerprints.SHORT]}"}
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ImportError` where the library is not installed, and `ValueError` where there is no such model."""
+        _library()  # before a model is fetched
+        self._folder()
+
     def _folder(self) -> Path:
         return fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
 
@@ -129,7 +141,7 @@ class SentenceTransformers(Component):
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the embedding of each row's prompt. (n, d) float32"""
-        library = _library()  # before a model is fetched
+        library = _library()
         prompts = work.prompts(dataset)
         folder = self._folder()
         identity = (self._content(folder), prompts.fingerprint)
@@ -172,14 +184,19 @@ class _SentenceScorer:
         return {"embedding": found.astype(np.float32)}
 
 
-def check_model(model: Any, role: str, name: str, remedy: str | None = None) -> None:
+def check_model(model: Any, role: str, name: str) -> None:
     """Raise `ValueError` unless a model is named."""
     if not isinstance(model, str) or not model:
-        remedy = remedy or f'{{"by": "{name}", "model": "..."}}'
         raise ValueError(
             f"`{role}` is {name!r}, which needs a `model`, but it is {model!r}. Name a folder or a model of the Hub: "
-            f"{remedy}."
+            f'{{"by": "{name}", "model": "..."}}.'
         )
+
+
+def find_models(*models: str) -> None:
+    """Raise `ValueError` for the first model that is neither a folder nor fetched from the Hub; fetch it there."""
+    for model in models:
+        fingerprints.find_model(model)
 
 
 def pad_of(tokenizer: Any) -> int:

@@ -10,11 +10,11 @@ from datasets import Dataset
 
 from ..scoring.pairs import check_pair_columns
 from .base import Assessment, Selector, check_choice
-from .components import Component, build_component, describe, evaluate
+from .components import Component, build_component, check_all, describe, evaluate
 from .embedders import EMBEDDERS
 from .entropy import knn_entropy
 from .margins import MARGINS
-from .nearest import check_search, find_distances
+from .nearest import check_search, find_distances, import_faiss
 from .neighbours import check_k, neighbour_distances
 from .picking import farthest, highest, is_number
 from .quality import QUALITIES
@@ -131,9 +131,17 @@ class FiFA(Selector):
         found = {role: part.models() for role, part in self._parts().items() if isinstance(part, Component)}
         return {role: models for role, models in found.items() if models}
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise an error for missing columns or answers, and for what a component or faiss misses."""
+        check_pair_columns(dataset)
+        super().check(dataset)
+        parts = self._parts()
+        check_all(parts.values(), dataset)
+        if "embedder" in parts and self.neighbours == "faiss":
+            import_faiss()
+
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return margin, quality and distance of each pair, their Z-scores, and the score."""
-        check_pair_columns(dataset)
         parts, found = self._parts(), Assessment({})
         found.facts["components"] = {role: describe(component) for role, component in parts.items()}
         prompts = work.prompts(dataset)

@@ -10,16 +10,18 @@ from datasets import Dataset
 from .._text import listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
+from ..scoring.saved_models import check_dtype
 from ..scoring.sft_data import SFTFormat, tokenize_sft
 from ..scoring.token_rows import IGNORED, TokenRow, TokenRows
 from .base import Assessment, Selector
 from .difficulty import UNLABELLED
-from .embedders import check_model
 from .language import log_probs, start_token
 from .picking import is_number
 from .work import Work
 
 MISLEADING = "the prompt does not help"
+TEMPLATE = ("tools", "chat_template_kwargs")  # columns that a chat template reads besides the messages
+CONTENT = ("prompt", "completion", "messages", *TEMPLATE)  # columns that decide the tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,20 @@ class IFD(Selector):
 
     def __post_init__(self):
         super().__post_init__()
-        check_model(self.model, "by", "ifd", remedy='selector_kwargs {"model": "..."}')
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(
+                f"The selector 'ifd' needs a `model`, but it is {self.model!r}. Name a folder or a model of the Hub "
+                'among its options: {"model": "..."}.'
+            )
         SFTFormat(max_length=self.max_length)
+        check_dtype(self.dtype)
         if self.drop_above is not None and (not is_number(self.drop_above) or not self.drop_above > 0):
             raise ValueError(f"`drop_above` must be above 0, but it is {self.drop_above!r}.")
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return both losses of each example, in nats a token, and their ratio."""
         prompts_and_completions(dataset.select([0]))  # says now what is missing
-        columns = [name for name in dataset.column_names if name in ("prompt", "completion", "messages", "tools")]
+        columns = [name for name in dataset.column_names if name in CONTENT]
         content = on_main(lambda: fingerprints.hash_rows(dataset, columns))
         with work.timed("ifd"):
             sums, tokens = log_probs(
@@ -67,7 +74,7 @@ class IFD(Selector):
                 self.model,
                 lambda tokenizer: TokenRows(self._rows(dataset, tokenizer)),
                 np.repeat(np.arange(len(dataset)), 2),
-                (content, self.max_length),
+                (content, self.max_length, 2),  # 2: with what templates read besides messages
                 work,
                 self.dtype,
                 self.trust_remote_code,
@@ -103,6 +110,8 @@ class IFD(Selector):
 def prompts_and_completions(dataset: Dataset, first: int = 0) -> Dataset:
     """Return SFT data as `prompt` and `completion`; of messages, the last answer is the completion.
 
+    What chat templates read besides, `tools` and `chat_template_kwargs`, stays.
+
     Args:
         dataset: the data, or a part of it.
         first: number of its first row, for messages.
@@ -118,10 +127,10 @@ def prompts_and_completions(dataset: Dataset, first: int = 0) -> Dataset:
             "The data has no prompts with answers: it needs 'prompt' and 'completion', or 'messages'. Its columns: "
             f"{listing(present)}."
         )
-    rows = []
-    for number, row in enumerate(dataset.with_format(None), first):
+    rows, further = [], [name for name in TEMPLATE if name in present]
+    for number, row in enumerate(dataset.with_format(None).select_columns(["messages", *further]), first):
         messages = row["messages"]
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError(f"The messages of row {number} of the data do not end with an answer to a prompt.")
-        rows.append({"prompt": messages[:-1], "completion": messages[-1:]})
+        rows.append({"prompt": messages[:-1], "completion": messages[-1:], **{name: row[name] for name in further}})
     return Dataset.from_list(rows)

@@ -15,12 +15,13 @@ from ..scoring import fingerprints
 from ..scoring.difficulty_scorers import TRAINABLE, recorded_norms
 from ..scoring.language_models import check_rows, load_language_model
 from ..scoring.processes import on_main
-from ..scoring.saved_models import load_tokenizer
+from ..scoring.saved_models import check_dtype, load_tokenizer
 from ..scoring.sft_data import SFTFormat, tokenize_sft
 from ..scoring.token_rows import TokenRow, TokenRows, hash_token_rows
 from ..scoring.tokens import token_statistics
 from .base import Assessment, Selector, check_choice, check_dataset
 from .difficulty import UNLABELLED
+from .embedders import find_models
 from .summary import correlation, ranks
 from .work import Work
 
@@ -71,13 +72,17 @@ class GradCos(Selector):
         super().__post_init__()
         check_choice("measure", self.measure, ("cosine", "inner_product"))
         SFTFormat(max_length=self.max_length)
+        check_dtype(self.dtype)
         models = self._models
         if not models or not all(isinstance(model, str) and model for model in models):
-            raise ValueError(f"`by` is 'grad_cos', which needs a `model` or a list of them, but it is {self.model!r}.")
+            raise ValueError(
+                f"The selector 'grad_cos' needs a `model`, or a list of them, but it is {self.model!r}. Name folders "
+                'or models of the Hub among its options: {"model": "..."}.'
+            )
         if self.target is None:
             raise ValueError(
-                "`by` is 'grad_cos', which needs a `target`: SFT data that the model should get better at, as a file "
-                "or a name on the Hub."
+                "The selector 'grad_cos' needs a `target` among its options: SFT data that the model should get "
+                "better at, as a file or a name on the Hub."
             )
         if self.learning_rates is not None and len(self.learning_rates) != len(models):
             raise ValueError(
@@ -88,10 +93,21 @@ class GradCos(Selector):
     def _models(self) -> list[str]:
         return list(self.model) if isinstance(self.model, (list, tuple)) else [self.model]
 
+    @property
+    def _targets(self) -> Dataset:
+        return self.target if isinstance(self.target, Dataset) else load_split(self.target, self.target_split)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for data or targets that are no SFT data, and where there is no such model."""
+        super().check(dataset)
+        check_dataset(self._targets)
+        for examples in (dataset, self._targets):
+            SFTFormat(max_length=self.max_length).content_columns(examples)
+        find_models(*self._models)
+
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return both influences of each example, the length of its gradient and its number of label tokens."""
-        targets = self.target if isinstance(self.target, Dataset) else load_split(self.target, self.target_split)
-        check_dataset(targets)
+        targets = self._targets
         columns = {name: np.zeros(len(dataset)) for name in ("grad_cos", "tracin", "gradient_norm", "label_tokens")}
         variance = np.zeros(len(dataset))
         rates = self.learning_rates or [1.0] * len(self._models)

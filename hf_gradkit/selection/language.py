@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ..scoring import fingerprints
 from ..scoring.language_models import check_rows, load_language_model
-from ..scoring.pairs import content_columns, prompt_of
+from ..scoring.pairs import content_columns, parts_of
 from ..scoring.processes import on_main
 from ..scoring.saved_models import load_tokenizer
 from ..scoring.token_rows import TokenRow, TokenRows
@@ -90,12 +90,19 @@ def start_token(tokenizer: Any) -> int:
     )
 
 
-def text_rows(texts: list[str], tokenizer: Any, max_length: int) -> TokenRows:
-    """Return texts as rows whose every token is predicted, the first one from a start or end token."""
+def text_rows(texts: list[str], tokenizer: Any, max_length: int, numbers: np.ndarray) -> TokenRows:
+    """Return texts as rows whose every token is predicted, the first one from a start or end token.
+
+    Args:
+        texts: m of them.
+        tokenizer: the model's.
+        max_length: tokens that are kept of a text.
+        numbers: the row of the user's data that each text is from, for messages. (m,)
+    """
     start = start_token(tokenizer)
 
     def rows() -> Iterator[TokenRow]:
-        for number, ids in enumerate(token_ids(texts, tokenizer)):
+        for number, ids in zip(numbers.tolist(), token_ids(texts, tokenizer), strict=True):
             ids = ids if ids and ids[0] == start else [start, *ids]
             ids = np.array(ids[:max_length], dtype=np.int64)
             yield TokenRow(ids, ids, number)
@@ -112,15 +119,24 @@ def token_ids(texts: list[str], tokenizer: Any, **options: Any) -> Iterator[list
 def answers(dataset: Dataset, first: int = 0) -> Dataset:
     """Return the answers of pairs as SFT data, `prompt` and `completion`: the chosen one of each pair, then the other.
 
-    2 n rows; the prompt of a pair without that column is what its answers begin with alike. `first` is the number of
-    the first pair, as `tokenize_sft` gives it; no message here needs it.
+    2 n rows; the prompt of a pair without that column is what its answers begin with alike.
+
+    Args:
+        dataset: the pairs, or a part of them.
+        first: number of the first pair, for messages.
+
+    Raises:
+        ValueError: for a conversation of which nothing comes before the answers.
     """
     further = [name for name in ("tools", "chat_template_kwargs") if name in dataset.column_names]
     made: list[dict[str, Any]] = []
-    for row in dataset.with_format(None).select_columns(content_columns(dataset)):
-        prompt = prompt_of(row)
-        apart = row.get("prompt") is not None and row["prompt"] is prompt
-        for side in ("chosen", "rejected"):
-            completion = row[side] if apart else row[side][len(prompt) :]
+    for number, row in enumerate(dataset.with_format(None).select_columns(content_columns(dataset)), first):
+        prompt, *completions = parts_of(row)
+        if not isinstance(prompt, str) and not prompt:
+            raise ValueError(
+                f"Row {number} of the data has no prompt: its 'chosen' and 'rejected' messages do not begin alike, "
+                "and there is no 'prompt' beside them. Give the messages before the answers, or remove the row."
+            )
+        for completion in completions:
             made.append({"prompt": prompt, "completion": completion, **{name: row[name] for name in further}})
     return Dataset.from_list(made)

@@ -6,15 +6,16 @@ from typing import ClassVar
 import numpy as np
 from datasets import Dataset
 
-from .._text import did_you_mean, listing
+from .._text import check_whole_number, did_you_mean, listing
 from ..scoring import fingerprints
 from ..scoring.margins import PairScoring
 from ..scoring.pairs import check_pairs, content_columns
 from ..scoring.processes import on_main
 from ..scoring.records import CHOSEN, MARGIN, REJECTED
+from ..scoring.saved_models import check_dtype
 from ..scoring.sft_data import SFTFormat, tokenize_sft
 from .components import Component
-from .embedders import check_model
+from .embedders import check_model, find_models
 from .language import answers, log_probs
 from .work import Work
 
@@ -35,6 +36,11 @@ class ColumnMargin(Component):
 
     chosen: str | None = None
     rejected: str | None = None
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for a missing column, or one that does not hold finite numbers."""
+        for name in self._columns(dataset):
+            column_values(dataset, name, "margin")
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the margin of each pair. (n,) float64
@@ -81,6 +87,13 @@ class RewardModelMargin(Component):
 
     def __post_init__(self):
         check_model(self.model, "margin", "reward_model")
+        check_dtype(self.dtype)
+        if self.max_length is not None:
+            check_whole_number("max_length", self.max_length, 1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the margin of each pair. (n,) float64"""
@@ -127,6 +140,12 @@ class ImplicitMargin(Component):
                 "`margin` is 'implicit', which compares a policy with its reference: set `reference` to the model "
                 "that the policy was trained from."
             )
+        check_dtype(self.dtype)
+        SFTFormat(max_length=self.max_length)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model, self.reference)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the margin of each pair. (n,) float64"""

@@ -73,6 +73,21 @@ def _faiss_is_there() -> bool:
     return True
 
 
+def import_faiss() -> Any:
+    """Return the library.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "`neighbours` is 'faiss', which is not installed: pip install \"hf-gradkit[faiss]\", or set 'exact'."
+        ) from error
+    return faiss
+
+
 def _exact(points: np.ndarray, k: int, work: Work) -> np.ndarray:
     content = hashlib.blake2b(np.ascontiguousarray(points).tobytes(), digest_size=16).hexdigest()
 
@@ -101,12 +116,7 @@ class _DistanceScorer:
 
 def _faiss(points: np.ndarray, k: int, seed: int, work: Work) -> tuple[np.ndarray, dict]:
     """Search an inverted file: points are put into clusters, and each query looks into the nearest of them."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "`neighbours` is 'faiss', which is not installed: pip install \"hf-gradkit[faiss]\", or set 'exact'."
-        ) from error
+    faiss = import_faiss()
     points = np.ascontiguousarray(points, dtype=np.float32)
     clusters = max(1, min(int(4 * math.sqrt(len(points))), len(points) // 39))  # 39 points a cluster, faiss advises
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], clusters)

@@ -36,6 +36,10 @@ def check_k(k: int, number: int | None = None, what: str = "unique prompts") -> 
     """Raise `ValueError` unless k is a number of neighbours and, where it is known, that of points is above it."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"`k` must be an integer of at least 1, but it is {k!r}.")
+    if number == 1:
+        raise ValueError(
+            f"`k` is {k}, but the number of {what} is 1, so that it has no neighbour. Leave the embedder out."
+        )
     if number is not None and k >= number:
         raise ValueError(
             f"`k` is {k}, but there are only {number} {what}, so that not every one has a k-th neighbour. Set k below "

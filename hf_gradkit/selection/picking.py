@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-# Scores are compared to so many digits: batches of another make-up move the last digits of a model's figures, which
-# must not decide between rows that are equal.
-DIGITS = 5
+from .zscore import RobustScale
+
+# Scores are compared to this share of their spread: batches of another make-up move the last digits of a model's
+# figures, which must not decide between rows that are equal. A share, so that the unit of the scores is no matter.
+RESOLUTION = 1e-5
 
 
 def size_of(fraction: float | None, count: int | None, rows: int) -> int:
@@ -47,6 +49,17 @@ def tie_order(rows: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 0]).permutation(rows)
 
 
+def resolution(scores: np.ndarray, allowed: np.ndarray | None = None) -> float:
+    """Return the difference of scores that is too small to decide between rows, or 0 where all scores are the same.
+
+    Args:
+        scores: finite where they are allowed. (n,)
+        allowed: rows that may be taken, whose scores alone count; all when None. (n,) bool
+    """
+    counted = scores if allowed is None else scores[allowed]
+    return RESOLUTION * RobustScale(counted).spread if len(counted) else 0.0
+
+
 def highest(
     scores: np.ndarray,
     size: int,
@@ -65,7 +78,9 @@ def highest(
         groups: number of the group that each row belongs to, such as its prompt. (n,)
         per_group: most rows of one group; no limit when None.
     """
-    order = np.lexsort((tie_order(len(scores), seed), -scores.round(DIGITS)))
+    unit = resolution(scores, allowed)
+    compared = np.round(scores / unit) if unit else np.zeros(len(scores))
+    order = np.lexsort((tie_order(len(scores), seed), -compared))
     if allowed is not None:
         order = order[allowed[order]]
     if per_group is not None:
@@ -148,11 +163,12 @@ def farthest(
     taken_of = np.zeros(len(eps), dtype=np.int64)
     size = min(size, int(free.sum()))
     worth = value(eps)
+    unit = resolution(fixed + worth[group_of], free) or RESOLUTION
     taken, scores = [], []
     hidden = not progress or os.environ.get("TQDM_DISABLE") == "1"
     for _ in tqdm(range(size), desc="choosing", unit="row", disable=hidden):
-        current = np.where(free, (fixed + worth[group_of]).round(DIGITS), -np.inf)
-        place = int(current.argmax())
+        current = np.where(free, fixed + worth[group_of], -np.inf)
+        place = int(np.round(current / unit).argmax())
         if not free[place]:
             break  # all that is left was ruled out by `per_group`
         taken.append(order[place])

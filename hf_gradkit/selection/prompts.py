@@ -44,6 +44,18 @@ def as_text(value: Any) -> str:
     return "\n".join(f"{message.get('role', '')}: {_content(message.get('content'))}" for message in value)
 
 
+def content_text(value: Any) -> str:
+    """Return text as it is, and of messages what they say, without the names of roles."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return "\n".join(_content(message.get("content")) for message in value)
+
+
+def last_answer(messages: Any) -> list[dict[str, Any]]:
+    """Return the assistant's last turn, as a list of one message or none."""
+    return [message for message in messages or () if message.get("role") == "assistant"][-1:]
+
+
 def _content(content: Any) -> str:
     if content is None:
         return ""

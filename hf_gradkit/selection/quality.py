@@ -9,11 +9,12 @@ import numpy as np
 from datasets import Dataset
 from transformers import pipeline
 
-from .._text import listing
+from .._text import check_whole_number, listing
 from ..scoring import fingerprints
 from ..scoring.processes import on_main
+from ..scoring.saved_models import check_dtype, position_limit
 from .components import Component
-from .embedders import check_model
+from .embedders import check_model, find_models, pad_of
 from .language import log_probs, text_rows
 from .margins import column_values
 from .work import Work
@@ -28,6 +29,10 @@ class ColumnQuality(Component):
     """
 
     column: str = "quality"
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for a missing column, or one that does not hold finite numbers."""
+        column_values(dataset, self.column, "quality")
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the column's values. (n,) float64"""
@@ -60,6 +65,8 @@ class PerplexityBand(Component):
 
     def __post_init__(self):
         check_model(self.model, "quality", "perplexity")
+        check_dtype(self.dtype)
+        check_whole_number("max_length", self.max_length, 2)  # the first token is the start
         for name in ("low", "high"):
             bound = getattr(self, name)
             if bound is not None and not bound >= 1:
@@ -67,13 +74,17 @@ class PerplexityBand(Component):
         if None not in (self.low, self.high) and self.low > self.high:
             raise ValueError(f"`low` ({self.low}) is above `high` ({self.high}): no perplexity would be in the band.")
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
+
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the value of each row's prompt. (n,) float64, at most 0"""
         prompts = work.prompts(dataset)
         sums, tokens = log_probs(
             "prompt_perplexity",
             self.model,
-            lambda tokenizer: text_rows(prompts.texts, tokenizer, self.max_length),
+            lambda tokenizer: text_rows(prompts.texts, tokenizer, self.max_length, work.in_data(prompts.rows)),
             prompts.rows,
             (self.max_length, prompts.fingerprint),
             work,
@@ -95,7 +106,7 @@ class TextClassifier(Component):
     Args:
         model: folder or name of a sequence classifier with its tokenizer.
         label: the label that is good; needed where there are several.
-        max_length: tokens that are read; the rest is cut off.
+        max_length: tokens that are read; the rest is cut off. At most the model's limit counts.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -108,6 +119,11 @@ class TextClassifier(Component):
 
     def __post_init__(self):
         check_model(self.model, "quality", "classifier")
+        check_whole_number("max_length", self.max_length, 1)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` where there is no such model."""
+        find_models(self.model)
 
     def of_dataset(self, dataset: Dataset, work: Work) -> np.ndarray:
         """Return the classifier's value of each row's prompt. (n,) float64"""
@@ -143,12 +159,14 @@ class _ClassifierScorer:
                 f"{options.label!r}. Set `label` to the one that means good."
             )
         self.classify = classify
+        _give_padding(classify)
+        limits = (options.max_length, position_limit(classify.model), classify.tokenizer.model_max_length)
         self.label = options.label if config.num_labels > 1 else labels[0]
         self.options = {
             "top_k": None,
             "function_to_apply": "softmax" if config.num_labels > 1 else "none",
             "truncation": True,
-            "max_length": options.max_length,
+            "max_length": min(limit for limit in limits if limit is not None),
         }
 
     def length(self, item: str) -> int:
@@ -158,6 +176,16 @@ class _ClassifierScorer:
         found = self.classify(items, batch_size=len(items), **self.options)
         values = [next(one["score"] for one in row if one["label"] == self.label) for row in found]
         return {"quality": np.array(values, dtype=np.float64)}
+
+
+def _give_padding(classify: Any) -> None:
+    """Let a pipeline fill up batches where model or tokenizer has no padding token: what fills them is masked."""
+    tokenizer, config = classify.tokenizer, classify.model.config.get_text_config()
+    if tokenizer.pad_token_id is None:
+        token = pad_of(tokenizer) if config.pad_token_id is None else config.pad_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+    if config.pad_token_id is None:  # a causal model reads the last token that is another one
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 QUALITIES: dict[str, type] = {

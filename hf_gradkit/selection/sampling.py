@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import Dataset
 
+from ..scoring.saved_models import check_dtype
 from ..scoring.sft_data import SFTFormat
-from .base import Assessment, Selector
+from .base import Assessment, Selector, check_added
 from .difficulty import UNLABELLED, difficulty
 from .norms import draw, norm_probabilities, unbiased_weights
 from .picking import is_number
@@ -51,8 +52,14 @@ class PADA(Selector):
     def __post_init__(self):
         super().__post_init__()
         SFTFormat(max_length=self.max_length)
+        check_dtype(self.dtype)
         if not is_number(self.norm_share) or not 0 <= self.norm_share < 1:
             raise ValueError(f"`norm_share` must be at least 0 and below 1, but it is {self.norm_share!r}.")
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `ValueError` for data that has weights already."""
+        super().check(dataset)
+        check_added(dataset, (WEIGHT,))
 
     def assess(self, dataset: Dataset, work: Work) -> Assessment:
         """Return the norm of each example's gradient, its probability, which is the score, and its weight."""

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .prompts import as_text, prompt_text
+from ..scoring.pairs import PAIR, parts_of
+from .prompts import as_text, content_text, last_answer, prompt_text
 
 SHOWN, LONGEST = 3, 240  # samples of each kind, and characters of one
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -52,17 +53,21 @@ def summarize(dataset: Dataset, columns: dict[str, np.ndarray], kept: np.ndarray
 
 
 def lengths(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return the lengths of answers in characters: of both of a pair, or of the completion or text. (n,) each"""
-    present = dataset.column_names
-    names = {"chosen": "chosen_length", "rejected": "rejected_length"}
-    if not set(names) <= set(present):
-        names = {name: "length" for name in ("completion", "messages", "text") if name in present}
-        names = dict(list(names.items())[:1])
-    found = {}
-    for column, name in names.items():
-        texts = dataset.with_format(None)[column]
-        found[name] = np.array([0 if text is None else len(as_text(text)) for text in texts], dtype=np.float64)
-    return found
+    """Return the lengths of answers in characters: of both of a pair, or of the completion or text. (n,) each
+
+    Of the answer alone, without its prompt and without the names of roles; of `messages`, the assistant's last turn.
+    """
+    present, rows = dataset.column_names, dataset.with_format(None)
+    if set(PAIR) <= set(present):
+        pairs = rows.select_columns([name for name in (*PAIR, "prompt") if name in present])
+        answers = [[len(content_text(answer)) for answer in parts_of(row)[1:]] for row in pairs]
+        found = np.array(answers, dtype=np.float64)
+        return {"chosen_length": found[:, 0].copy(), "rejected_length": found[:, 1].copy()}
+    for column in ("completion", "messages", "text"):
+        if column in present:
+            answers = (last_answer(value) if column == "messages" else value for value in rows[column])
+            return {"length": np.array([len(content_text(answer)) for answer in answers], dtype=np.float64)}
+    return {}
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float | None:

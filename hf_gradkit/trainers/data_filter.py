@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
+from .._methods import plain
 from .options import parse_json
 
 logger = get_logger(__name__)
@@ -68,7 +69,7 @@ class DataFilterArguments:
             self.data_filter_kwargs = parse_json("data_filter_kwargs", self.data_filter_kwargs)
         if self.data_filter_kwargs:
             self.data_filter_kwargs = {
-                name: NamedFunction(value) if callable(value) else value
+                name: NamedFunction(value) if callable(value) else plain(value)
                 for name, value in self.data_filter_kwargs.items()
             }
         build_filter(self)  # says now what is wrong with the options
