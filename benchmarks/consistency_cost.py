@@ -2,6 +2,7 @@
 
     python benchmarks/consistency_cost.py                        # DDP, two CPU processes
     python benchmarks/consistency_cost.py --backend fsdp2        # hooks on the parameters, for `.grad` is sharded
+    python benchmarks/consistency_cost.py --within --backend zero2      # watched and other steps of one trainer
     python benchmarks/consistency_cost.py --backend fsdp2 --profile "every step" --rounds 20      # where it goes
     python benchmarks/consistency_cost.py --config_file accelerate_configs/multi_gpu.yaml --device cuda
 
@@ -10,6 +11,10 @@ anew each round; the first two rounds are left out. Steps that are watched are n
 examples are looked at), so rounds are taken together: 4 of them, and 10 for the arm that is watched every 10 steps. A
 ratio is that of the sums of such a group to TRL's of the same rounds: the median over the groups, and its 95 %
 bootstrap interval.
+
+Identical trainers differ by some percent in a launch. With --within there is one trainer, of whose steps half are
+watched: four of every eight, which ones is drawn. A ratio is that of their times to the others' of the same eight.
+What the callback costs in steps that are not watched is not in it.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -26,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 ARMS = ("trl", "trl again", "every step", "every 10")
 WATCHED = {"every step": 1, "every 10": 10}
+WITHIN = "half of the steps"
 INSIDE = "GRADKIT_BENCHMARK_OPTIONS"  # set in the processes that are started
 
 
@@ -62,7 +69,10 @@ def work(options: argparse.Namespace) -> None:
         )
         model = make_model(options, tokenizer)
         trainer = trl.SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
-        if arm in WATCHED:
+        if arm == WITHIN:
+            trainer.switch = Switch(WorkerConsistencyCallback(trainer=trainer))
+            trainer.add_callback(trainer.switch)
+        elif arm in WATCHED:
             trainer.add_callback(WorkerConsistencyCallback(monitor_steps=WATCHED[arm], trainer=trainer))
         for callback in callbacks:  # the clock, after ours
             trainer.add_callback(callback)
@@ -76,6 +86,9 @@ def work(options: argparse.Namespace) -> None:
         trainers[0].model_wrapped = trainers[0].model
         trainers[0].accelerator.free_memory()
         trainers[0].accelerator.end_training()
+        return
+    if options.within:
+        within(make, trainers, options)
         return
     times = time_steps(make, list(ARMS), options, options.output)
     kind = type(trainers[0].model_wrapped).__name__
@@ -98,6 +111,63 @@ def work(options: argparse.Namespace) -> None:
     trainers[0].accelerator.end_training()
 
 
+def within(make: Any, trainers: list[Any], options: argparse.Namespace) -> None:
+    """Time watched and other steps of one trainer, and print how they compare."""
+    from paired import interval, time_steps
+
+    times = time_steps(make, [WITHIN], options, options.output)[WITHIN]
+    trainer = trainers[0]
+    watched = trainer.switch.watched[2:]  # as `time_steps` leaves the first two out
+    kind, trainer.model_wrapped = type(trainer.model_wrapped).__name__, trainer.model
+    trainer.accelerator.free_memory()
+    if int(os.environ["RANK"]) == 0:
+        ratios = []
+        for start in range(0, len(times) - 7, 8):
+            parts: dict[bool, float] = {True: 0.0, False: 0.0}
+            for step in range(start, start + 8):
+                parts[watched[step]] += times[step]
+            ratios.append(parts[True] / parts[False])
+        low, high = interval(ratios)
+        found = {"wrapper": kind, "step_ms": statistics.median(times) * 1000, "groups": len(ratios)}
+        found |= {"time": statistics.median(ratios), "interval": [low, high]}
+        print(f"{kind}: a watched step takes {found['time']:.3f} [{low:.3f}, {high:.3f}] of another")
+        if options.json:
+            options.json, json_file = None, options.json
+            Path(json_file).write_text(json.dumps({"options": vars(options), **found}, indent=1) + "\n")
+    trainer.accelerator.end_training()
+
+
+class Switch:
+    """Stands in for a callback of which it passes on the steps that are drawn, the same on all processes."""
+
+    def __init__(self, callback: Any):
+        self.callback, self.draw = callback, random.Random(0)
+        self.watched: list[bool] = []
+        self.on = False
+
+    def __getattr__(self, event: str) -> Any:
+        told = getattr(self.callback, event)
+        if not event.startswith("on_"):
+            return told
+
+        def tell(args: Any, state: Any, control: Any, **keywords: Any) -> Any:
+            if event == "on_step_begin":
+                self.begin_step()
+            step = "step" in event
+            return told(args, state, control, **keywords) if self.on or not step else None
+
+        return tell
+
+    def begin_step(self) -> None:
+        if len(self.watched) < 2:
+            self.on = True
+        else:
+            if (len(self.watched) - 2) % 8 == 0:
+                self.next = self.draw.sample([True, False] * 4, 8)
+            self.on = self.next.pop()
+        self.watched.append(self.on)
+
+
 def grouped(times: list[float], base: list[float], size: int) -> list[float]:
     """Return the ratios of the sums of so many rounds each."""
     starts = range(0, len(times) - size + 1, size)
@@ -112,6 +182,7 @@ def main() -> None:
         "--config_file", help="another launch configuration than accelerate_configs/cpu/<backend>.yaml"
     )
     parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--within", action="store_true", help="compare watched and other steps of one trainer")
     parser.add_argument("--profile", choices=list(ARMS), help="instead: which functions of ours an arm's steps spend")
     parser.add_argument("--batch", type=int, default=8, help="rows of a process")
     parser.add_argument("--length", type=int, default=256, help="longest row, in tokens")
