@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 
 import hf_gradkit
 from helpers import make_trainer, parameter_gap, text_dataset, train
-from hf_gradkit.cli.job import find_checkpoint
 from hf_gradkit.reporting import read_example_log
 from hf_gradkit.reporting.example_log import ExampleLog
 from hf_gradkit.trainers.checkpointing import CheckpointMixin
@@ -18,6 +17,7 @@ from hf_gradkit.trainers.checkpoints import (
     STATE,
     CheckpointError,
     check_same_world,
+    find_checkpoint,
     find_last_checkpoint,
     read_facts,
 )

@@ -42,7 +42,6 @@ class WorkerAgreement:
         self._noise = NoiseWithin(window)
         self._directions = Directions(window)
         self._steps, self._known = 0, False  # those with a direction, and whether one had an expected one
-        self._workers = 0
 
     def update(self, everybody: Tensor, apart: bool) -> tuple[dict[str, float], dict[str, Any]]:
         """Take in a step.
@@ -54,7 +53,6 @@ class WorkerAgreement:
         Returns:
             Figures by the names they are logged under, those that are known; and every worker's own.
         """
-        self._workers = len(everybody)
         losses, squares, small, of_small, examples, mean_square = everybody[:, :NUMBERS].cpu().T
         cosines = pairwise_cosines(everybody[:, NUMBERS:].cpu())
         figures = self._of_losses(losses, apart) | self._of_norms(squares.sqrt(), apart)
@@ -71,7 +69,7 @@ class WorkerAgreement:
         if self._epoch is None or self._epoch >= EPOCH:
             found |= {
                 "offset": offset_of_losses(self._losses, self._window, self._epoch),
-                "norms": offset_of_norms(self._log_norms, self._workers, self._epoch),
+                "norms": offset_of_norms(self._log_norms, self._epoch),
                 "apart": self._directions.apart(self._noise),
             }
         return {kind: message for kind, message in found.items() if message is not None}

@@ -76,13 +76,13 @@ def offset_of_losses(losses: ChangeWithin, window: int, epoch: int | None) -> st
     )
 
 
-def offset_of_norms(log_norms: ChangeWithin, workers: int, epoch: int | None) -> str | None:
+def offset_of_norms(log_norms: ChangeWithin, epoch: int | None) -> str | None:
     """Say that a worker's gradient norm is far from the others'; `epoch` as for losses."""
     offset = log_norms.offset(LEAST, _independent(epoch))
     if offset is None or offset[1] <= FAR or abs(offset[2]) < math.log(TIMES):
         return None
     worker, _, difference = offset
-    if workers == 2 and difference < 0:  # of two, the larger is named
+    if log_norms.workers == 2 and difference < 0:  # of two, the larger is named
         worker, difference = 1 - worker, -difference
     return (
         f"The gradient norm of worker {worker} has been {math.exp(difference):.2g} times the others' over the last "

@@ -14,7 +14,7 @@ from .._backends import prepare_cpu_backends
 from ..data.loading import load_mixture, load_split
 from ..publishing.files import WEIGHTS
 from ..scoring.processes import on_main
-from ..trainers.checkpoints import check_whole, find_last_checkpoint
+from ..trainers.checkpoints import find_checkpoint
 from .arguments import parse_job
 from .checks import check_content_columns, check_model_folder, not_loaded
 from .data_arguments import ScriptArguments
@@ -144,33 +144,6 @@ def _check(args: Any, model: Any) -> None:
         )
 
 
-def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
-    """Return the folder of the checkpoint to go on from, or None to start anew.
-
-    Args:
-        resume: a folder; true for the last checkpoint in `output_dir` that is whole; or "auto" for that or, where
-            there is none, a new run: for a command that is started again and again.
-        output_dir: where the run writes its checkpoints.
-
-    Raises:
-        ValueError: if there is none, or the one that was named is not whole.
-    """
-    if resume is None or str(resume).lower() in ("false", "no", "none", ""):
-        return None
-    if str(resume).lower() not in ("true", "yes", "auto"):
-        if not Path(resume).is_dir():
-            raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but there is no such folder.")
-        on_main(lambda: check_whole(str(resume)))
-        return str(resume)
-    last = on_main(lambda: find_last_checkpoint(output_dir))
-    if last is None and str(resume).lower() != "auto":
-        raise ValueError(
-            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. "
-            "Correct `output_dir`, or leave `resume_from_checkpoint` out to start anew ('auto' does that by itself)."
-        )
-    return last
-
-
 def load_data(script: ScriptArguments, args: Any, mixture: Any) -> tuple[Any, Any]:
     """Return the training data and, if the run evaluates, the evaluation data, with columns renamed.
 
@@ -246,9 +219,10 @@ def save(trainer: Any) -> None:
     say = trainer.accelerator.print
     logs = f"The logs are in {Path(folder) / 'trainer_state.json'}."
     if not on_main(lambda: any(file for pattern in WEIGHTS for file in Path(folder).glob(pattern))):
+        command = shlex.join(["python", str(Path(folder) / "zero_to_fp32.py"), folder, folder, "--safe_serialization"])
         say(
             f"The model's weights are in {folder} in parts, as zero3_save_16bit_model false has DeepSpeed write them. "
-            f"Put them together with: python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization. {logs}"
+            f"Put them together with: {command}. {logs}"
         )
         return
     say(f"The model is in {folder}. {logs}")

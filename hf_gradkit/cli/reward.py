@@ -19,7 +19,7 @@ from ..scoring.folds import FILE, Folds
 from ..scoring.pairs import content_columns
 from ..scoring.processes import on_main
 from ..scoring.work import write_json
-from ..trainers.checkpoints import find_last_checkpoint
+from ..trainers.checkpoints import find_checkpoint
 from ..trainers.config import RewardConfig
 from ..trainers.reward_trainer import RewardTrainer
 from .job import Job, end_run, release, run, save, train_and_save, trainer_of
@@ -94,7 +94,7 @@ def _train_folds(job: Job, folds: Folds) -> None:
         if trainer is not None:
             release(trainer)
         kept = job.train.select(np.flatnonzero(assigned != fold))
-        checkpoint = on_main(lambda folder=args.output_dir: find_last_checkpoint(folder)) if resumes else None
+        checkpoint = find_checkpoint("auto", args.output_dir) if resumes else None
         trainer = job.train_one(args, kept, checkpoint)
         save(trainer)
     on_main(lambda: folds.write(top))

@@ -105,7 +105,6 @@ def main(argv: list[str] | None = None) -> int:
                 **{"batch_size": args.per_device_eval_batch_size, "cache_folder": output / WORK},
             },
         )
-        selector.check(dataset)  # also of what the models need, before they are looked for
         models = selector.models()
         key = on_main(lambda: _key(args, dataset, models))
         on_main(lambda: _check_output(output, key, args.overwrite))

@@ -155,6 +155,11 @@ class ChangeWithin:
         self._found.append(float(last.var(correction=0)))
 
     @property
+    def workers(self) -> int:
+        """Number of workers, of which there are figures."""
+        return len(self._values[-1])
+
+    @property
     def expected(self) -> float | None:
         """The healthy dispersion; None in the first steps."""
         return fmean(self._healthy) ** 0.5 if len(self._values) >= self._least else None

@@ -128,10 +128,10 @@ class SentenceTransformers(Component):
 
     def check(self, dataset: Dataset) -> None:
         """Raise `ImportError` where the library is not installed, and `ValueError` where there is no such model."""
-        _library()  # before a model is fetched
         self._folder()
 
     def _folder(self) -> Path:
+        _library()  # before a model is fetched
         return fingerprints.find_model(self.model, self.revision, SENTENCE_SETTINGS)
 
     @staticmethod

@@ -24,13 +24,12 @@ def summarize(dataset: Dataset, columns: dict[str, np.ndarray], kept: np.ndarray
 
     Args:
         dataset: all rows.
-        columns: figures of the rows. (n,) each
+        columns: figures of the rows, the lengths of answers among them. (n,) each
         kept: rows kept, best first. (K,)
         drawn: as many rows drawn at random. (K,)
     """
-    figures = {**columns, **lengths(dataset)}
     figures = {
-        name: values for name, values in figures.items() if values.dtype.kind == "f" and np.isfinite(values).any()
+        name: values for name, values in columns.items() if values.dtype.kind == "f" and np.isfinite(values).any()
     }
     missing = {name: int((~np.isfinite(values)).sum()) for name, values in figures.items()}
     parts = {"all": slice(None), "kept": np.unique(kept), "random": drawn}

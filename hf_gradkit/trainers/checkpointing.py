@@ -12,15 +12,13 @@ from .._backends import lost_another_process, whole_state_dict
 from ..callbacks.gradient_monitor import GradientMonitor
 from ..callbacks.worker_consistency import WorkerConsistencyCallback
 from ..reporting.run_info import write_run_info
-from ..scoring.processes import on_main
 from .checkpoints import (
     MODEL_ONLY,
     STARTED,
     CheckpointError,
     check_same_world,
-    check_whole,
     checkpoints,
-    find_last_checkpoint,
+    find_checkpoint,
     folder_of,
     last_start,
     last_whole_checkpoint,
@@ -50,7 +48,9 @@ class CheckpointMixin:
     _started: float | None = None  # the run; see `checkpoints.STARTED`
 
     def train(self, resume_from_checkpoint=None, *positional, **keywords):
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            check_same_world(checkpoint, self)
         begins_at = 0 if checkpoint is None else step_of(checkpoint)  # it may be gone in the end
         self._begin(checkpoint)
         if self.args.should_save and isinstance(self.args, MonitorArguments):
@@ -103,21 +103,6 @@ class CheckpointMixin:
         checkpoint = _internal_call and output_dir is not None
         with nullcontext() if checkpoint else whole_state_dict(self.accelerator):
             super().save_model(output_dir, _internal_call=_internal_call)
-
-    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
-        if not resume:
-            return None
-        if resume is True or resume == "auto":
-            found = on_main(lambda: find_last_checkpoint(self.args.output_dir))
-            if found is None and resume == "auto":
-                return None
-            if found is None:
-                raise ValueError(f"`output_dir` {self.args.output_dir!r} holds no checkpoint to go on from.")
-            resume = found
-        else:
-            on_main(lambda: check_whole(str(resume)))
-        check_same_world(str(resume), self)
-        return str(resume)
 
     def _save_checkpoint(self, model, trial):
         folder = folder_of(self.args.output_dir, self.state.global_step)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .._backends import REPLICATED
 from ..reporting.run_info import FILE as RUN_INFO
+from ..scoring.processes import on_main
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,34 @@ def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
         instead = f"The run goes on from {found}" if found else "No other one is there"
         logger.warning(f"{' '.join(passed_over)} {instead}.")
     return found
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
+    """Return the folder of the checkpoint to go on from, or None to start anew; the same on all processes.
+
+    Args:
+        resume: a folder; true for the last checkpoint in `output_dir` that is whole; or "auto" for that or, where
+            there is none, a new run: for a command that is started again and again.
+        output_dir: where the run writes its checkpoints.
+
+    Raises:
+        ValueError: if there is none, or the one that was named is not whole.
+    """
+    word = str(resume or "").lower()
+    if word in ("", "false", "no", "none"):
+        return None
+    if word not in ("true", "yes", "auto"):
+        if not Path(resume).is_dir():
+            raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but there is no such folder.")
+        on_main(lambda: check_whole(str(resume)))
+        return str(resume)
+    last = on_main(lambda: find_last_checkpoint(output_dir))
+    if last is None and word != "auto":
+        raise ValueError(
+            f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint to go on from. "
+            "Correct `output_dir`, or leave `resume_from_checkpoint` out to start anew ('auto' does that by itself)."
+        )
+    return last
 
 
 def check_whole(folder: str) -> None:

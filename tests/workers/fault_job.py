@@ -8,7 +8,7 @@
 {"kind": "signal", "number": 15, "step": 7}  this process and then the launcher get a signal, after this step
 {"kind": "signal in save", "number": 15, "step": 4}    the launcher gets it while a checkpoint is written
 
-"state_dict" beside a fault: how FSDP2 saves checkpoints, in the place of what the configuration says.
+"environment" beside a fault: of accelerate's variables, other values than those of the configuration.
 """
 
 import json
@@ -30,8 +30,7 @@ from launch import report_world
 FAULT = json.loads(os.environ.get("GRADKIT_TEST_FAULT", "{}"))
 if FAULT.get("kind") == "stop":  # what transformers makes of `ddp_timeout`, on accelerators only
     PartialState(cpu=True, timeout=timedelta(seconds=FAULT["timeout"]))
-if "state_dict" in FAULT:
-    os.environ["FSDP_STATE_DICT_TYPE"] = FAULT["state_dict"]
+os.environ |= FAULT.get("environment", {})
 
 
 def die(rank: int, number: int = signal.SIGKILL) -> None:
